@@ -1,0 +1,40 @@
+#pragma once
+// A fixed team of threads, owned by whoever runs a model; there is no global one.
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <type_traits>
+
+namespace moe {
+
+class ThreadPool {
+ public:
+  // The calling thread is one of them: ThreadPool(1) starts none.
+  explicit ThreadPool(int num_threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int num_threads() const { return num_threads_; }
+
+  // Calls fn(i, thread) for every i in [0, n), each once, handed out in order by an atomic counter; thread is in
+  // [0, num_threads). Returns when all are done. What fn writes must depend on i alone, then results do not depend on the
+  // number of threads. Must not be called from inside fn.
+  template <class F>
+  void ParallelFor(int64_t n, F&& fn) {
+    using Fn = std::remove_reference_t<F>;
+    Dispatch(n, const_cast<void*>(static_cast<const void*>(&fn)),
+             [](void* f, int64_t i, int thread) { (*static_cast<Fn*>(f))(i, thread); });
+  }
+
+ private:
+  using Trampoline = void (*)(void*, int64_t, int);
+  void Dispatch(int64_t n, void* fn, Trampoline call);
+  struct Impl;
+
+  int num_threads_;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace moe

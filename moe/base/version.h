@@ -1,0 +1,7 @@
+#pragma once
+
+namespace moe {
+
+const char* Version();  // "0.1.0"
+
+}  // namespace moe

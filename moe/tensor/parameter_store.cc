@@ -1,0 +1,35 @@
+#include "moe/tensor/parameter_store.h"
+
+#include <cstring>
+
+namespace moe {
+
+Parameter& ParameterStore::Add(std::string name, std::vector<int64_t> shape, bool decay, int64_t experts) {
+  MOE_CHECK(Find(name) == nullptr, "parameter {} exists", name);
+  return parameters_.emplace_back(Parameter{std::move(name), Tensor(std::move(shape)), Tensor(), decay, experts});
+}
+
+Parameter* ParameterStore::Find(const std::string& name) {
+  for (auto& p : parameters_) {
+    if (p.name == name) return &p;
+  }
+  return nullptr;
+}
+
+void ParameterStore::AllocateGradients() {
+  for (auto& p : parameters_) {
+    if (p.grad.empty()) p.grad = Tensor(p.value.shape());
+  }
+}
+
+void ParameterStore::ZeroGradients() {
+  for (auto& p : parameters_) std::memset(p.grad.data(), 0, static_cast<size_t>(p.grad.size()) * sizeof(float));
+}
+
+int64_t ParameterStore::num_values() const {
+  int64_t n = 0;
+  for (const auto& p : parameters_) n += p.value.size();
+  return n;
+}
+
+}  // namespace moe
