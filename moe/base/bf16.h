@@ -11,7 +11,9 @@ struct Bf16 {
 };
 static_assert(sizeof(Bf16) == 2);
 
-inline float ToFloat(Bf16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
+inline float ToFloat(Bf16 x) {
+  return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16);
+}
 
 // Rounds to nearest, ties to even; a NaN stays a (quiet) NaN.
 inline Bf16 ToBf16(float x) {

@@ -16,7 +16,9 @@ std::atomic<CheckHandler> g_handler{&PrintAndAbort};
 
 }  // namespace
 
-CheckHandler SetCheckHandler(CheckHandler handler) { return g_handler.exchange(handler); }
+CheckHandler SetCheckHandler(CheckHandler handler) {
+  return g_handler.exchange(handler);
+}
 
 void CheckFailed(const char* file, int line, const char* condition, const std::string& detail) {
   g_handler.load()(fmt::format("{}:{}: MOE_CHECK({}) failed.{}", file, line, condition, detail));

@@ -18,9 +18,9 @@ CheckHandler SetCheckHandler(CheckHandler handler);
 }  // namespace moe
 
 // MOE_CHECK(a == b) or MOE_CHECK(a == b, "a {} b {}", a, b)
-#define MOE_CHECK(condition, ...)                                                                       \
-  do {                                                                                                  \
-    if (!(condition)) [[unlikely]]                                                                      \
+#define MOE_CHECK(condition, ...)                                                                        \
+  do {                                                                                                   \
+    if (!(condition)) [[unlikely]]                                                                       \
       ::moe::CheckFailed(__FILE__, __LINE__, #condition, ::fmt::format("" __VA_OPT__(" ") __VA_ARGS__)); \
   } while (0)
 

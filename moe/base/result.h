@@ -39,13 +39,12 @@ tl::unexpected<Error> UsageErr(std::string where, fmt::format_string<Args...> fo
 
 // MOE_TRY(expr);            returns from the function on error
 // MOE_TRY(auto x, expr);    ... and binds the value otherwise
-#define MOE_TRY_1(expr)                                          \
-  do {                                                           \
-    if (auto moe_try_result = (expr); !moe_try_result)           \
-      return tl::make_unexpected(std::move(moe_try_result.error())); \
+#define MOE_TRY_1(expr)                                                                                               \
+  do {                                                                                                                \
+    if (auto moe_try_result = (expr); !moe_try_result) return tl::make_unexpected(std::move(moe_try_result.error())); \
   } while (0)
-#define MOE_TRY_2(declaration, expr)                                                                                    \
-  auto MOE_CONCAT(moe_try_, __LINE__) = (expr);                                                                         \
+#define MOE_TRY_2(declaration, expr)                                                                                  \
+  auto MOE_CONCAT(moe_try_, __LINE__) = (expr);                                                                       \
   if (!MOE_CONCAT(moe_try_, __LINE__)) return tl::make_unexpected(std::move(MOE_CONCAT(moe_try_, __LINE__).error())); \
   declaration = std::move(*MOE_CONCAT(moe_try_, __LINE__))
 #define MOE_TRY_PICK(_1, _2, name, ...) name

@@ -2,6 +2,8 @@
 
 namespace moe {
 
-const char* Version() { return MOE_VERSION; }
+const char* Version() {
+  return MOE_VERSION;
+}
 
 }  // namespace moe

@@ -23,8 +23,8 @@ struct MatView {
   }
   // A view of T is a view of const T.
   template <class U>
-    requires(std::is_same_v<const U, T> && !std::is_same_v<U, T>)
-  MatView(const MatView<U>& other) : data(other.data), rows(other.rows), cols(other.cols), stride(other.stride) {}
+  requires(std::is_same_v<const U, T> && !std::is_same_v<U, T>) MatView(const MatView<U>& other)
+      : data(other.data), rows(other.rows), cols(other.cols), stride(other.stride) {}
 
   bool empty() const { return data == nullptr; }
   int64_t size() const { return rows * cols; }

@@ -28,7 +28,9 @@ struct PackedWeight {
   static constexpr int64_t PanelBytes(DType format, int64_t K) {
     return format == DType::kBf16 ? (K + 1) / 2 * kPanel * 4 : K * kPanel * 4;
   }
-  static constexpr int64_t Bytes(DType format, int64_t N, int64_t K) { return (N + kPanel - 1) / kPanel * PanelBytes(format, K); }
+  static constexpr int64_t Bytes(DType format, int64_t N, int64_t K) {
+    return (N + kPanel - 1) / kPanel * PanelBytes(format, K);
+  }
 };
 
 }  // namespace moe

@@ -11,11 +11,11 @@
 namespace moe {
 
 struct Parameter {
-  std::string name;    // "layers.0.moe.experts.gate_up"
-  Tensor value;        // float32 master; emptied when a model that only infers has been packed
-  Tensor grad;         // same shape, accumulated (+=); empty when inferring
-  bool decay = true;   // weight decay applies (matrices; not norms, not biases)
-  int64_t experts = 0; // > 0: shape[0] counts experts
+  std::string name;     // "layers.0.moe.experts.gate_up"
+  Tensor value;         // float32 master; emptied when a model that only infers has been packed
+  Tensor grad;          // same shape, accumulated (+=); empty when inferring
+  bool decay = true;    // weight decay applies (matrices; not norms, not biases)
+  int64_t experts = 0;  // > 0: shape[0] counts experts
 };
 
 class ParameterStore {

@@ -1,0 +1,133 @@
+// Loops over one row. Sums run in kSumVectors vectors of lanes and are folded in a fixed order: the result depends on n and the
+// table only.
+
+namespace moe::MOE_ISA {
+namespace {
+
+constexpr int64_t kSumVectors = 4;
+constexpr int64_t kSumBlock = kSumVectors * kLanes;
+
+// Sum of term(i) over [0, n): vector(i) gives the kLanes terms from i on, term(i) a single one.
+template <class Vector, class Term>
+MOE_INLINE float Sum(int64_t n, Vector vector, Term term) {
+  VecF acc[kSumVectors] = {};
+  int64_t i = 0;
+  for (; i + kSumBlock <= n; i += kSumBlock)
+    for (int64_t v = 0; v < kSumVectors; ++v) acc[v] += vector(i + v * kLanes);
+  for (; i + kLanes <= n; i += kLanes) acc[0] += vector(i);
+  float sum = SumLanes((acc[0] + acc[1]) + (acc[2] + acc[3]));
+  for (; i < n; ++i) sum += term(i);
+  return sum;
+}
+
+float Dot(const float* x, const float* y, int64_t n) {
+  return Sum(
+      n, [=](int64_t i) { return Load(x + i) * Load(y + i); }, [=](int64_t i) { return x[i] * y[i]; });
+}
+
+float Max(const float* x, int64_t n) {
+  float max = -__builtin_inff();
+  int64_t i = 0;
+  if (n >= kLanes) {
+    VecF m = Load(x);
+    for (i = kLanes; i + kLanes <= n; i += kLanes) {
+      const VecF v = Load(x + i);
+      m = v > m ? v : m;
+    }
+    max = MaxLanes(m);
+  }
+  for (; i < n; ++i) max = x[i] > max ? x[i] : max;
+  return max;
+}
+
+MOE_INLINE float Exp1(float x) {
+  return Exp(Broadcast(x))[0];
+}
+
+float ExpSum(const float* x, float shift, int64_t n, float* out) {
+  return Sum(
+      n,
+      [=](int64_t i) {
+        const VecF e = Exp(Load(x + i) - shift);
+        Store(out + i, e);
+        return e;
+      },
+      [=](int64_t i) { return out[i] = Exp1(x[i] - shift); });
+}
+
+void Scale(float alpha, int64_t n, float* x) {
+  for (int64_t i = 0; i < n; ++i) x[i] *= alpha;
+}
+void Axpy(float alpha, const float* x, int64_t n, float* y) {
+  for (int64_t i = 0; i < n; ++i) y[i] += alpha * x[i];
+}
+void Add(const float* x, int64_t n, float* y) {
+  for (int64_t i = 0; i < n; ++i) y[i] += x[i];
+}
+
+double SumSquares(const float* x, int64_t n) {
+  constexpr int64_t kChunk = 4096;  // float32 inside, double across: exact enough for a norm, and fast
+  double sum = 0.0;
+  for (int64_t i = 0; i < n; i += kChunk) sum += Dot(x + i, x + i, n - i < kChunk ? n - i : kChunk);
+  return sum;
+}
+
+float RmsNorm(const float* x, const float* w, int64_t n, float epsilon, float* y) {
+  const float inv_rms = 1.0f / __builtin_sqrtf(Dot(x, x, n) / static_cast<float>(n) + epsilon);
+  for (int64_t i = 0; i < n; ++i) y[i] = x[i] * inv_rms * w[i];
+  return inv_rms;
+}
+
+void RmsNormBackward(const float* x, const float* w, float inv_rms, const float* d_y, int64_t n, float* d_x, float* d_w) {
+  const float dot = Sum(
+      n, [=](int64_t i) { return Load(x + i) * Load(w + i) * Load(d_y + i); }, [=](int64_t i) { return x[i] * w[i] * d_y[i]; });
+  const float shrink = dot * inv_rms * inv_rms / static_cast<float>(n);
+  if (d_w != nullptr) {
+    for (int64_t i = 0; i < n; ++i) d_w[i] += d_y[i] * x[i] * inv_rms;
+  }
+  for (int64_t i = 0; i < n; ++i) d_x[i] = inv_rms * (w[i] * d_y[i] - x[i] * shrink);
+}
+
+constexpr int64_t kGroup = 16;  // gates, then ups
+
+void Swiglu(const float* gate_up, int64_t n, float* h) {
+  for (int64_t i = 0; i < n; i += kGroup, gate_up += 2 * kGroup) {
+    for (int64_t j = 0; j < kGroup; j += kLanes) {
+      const VecF gate = Load(gate_up + j), up = Load(gate_up + kGroup + j);
+      Store(h + i + j, gate * Sigmoid(gate) * up);
+    }
+  }
+}
+
+void SwigluBackward(const float* gate_up, const float* d_h, int64_t n, float* d_gate_up) {
+  for (int64_t i = 0; i < n; i += kGroup, gate_up += 2 * kGroup, d_gate_up += 2 * kGroup) {
+    for (int64_t j = 0; j < kGroup; j += kLanes) {
+      const VecF gate = Load(gate_up + j), up = Load(gate_up + kGroup + j), d = Load(d_h + i + j);
+      const VecF sigmoid = Sigmoid(gate);
+      Store(d_gate_up + j, d * up * sigmoid * (1.0f + gate * (1.0f - sigmoid)));
+      Store(d_gate_up + kGroup + j, d * gate * sigmoid);
+    }
+  }
+}
+
+void Rope(const float* cos, const float* sin, float sign, int64_t half, float* x) {
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = x[i], b = x[i + half], s = sign * sin[i];
+    x[i] = a * cos[i] - b * s;
+    x[i + half] = b * cos[i] + a * s;
+  }
+}
+
+void Adamw(const AdamwStep& step, const float* grad, int64_t n, float* value, float* m, float* v) {
+  const AdamwStep s = step;
+  const float keep = 1.0f - s.lr * s.weight_decay, rate = s.lr / s.correction1, inv_correction2 = 1.0f / s.correction2;
+  for (int64_t i = 0; i < n; ++i) {
+    const float g = grad[i] * s.grad_scale;
+    m[i] = s.beta1 * m[i] + (1.0f - s.beta1) * g;
+    v[i] = s.beta2 * v[i] + (1.0f - s.beta2) * g * g;
+    value[i] = value[i] * keep - rate * m[i] / (__builtin_sqrtf(v[i] * inv_correction2) + s.epsilon);
+  }
+}
+
+}  // namespace
+}  // namespace moe::MOE_ISA

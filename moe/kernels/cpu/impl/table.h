@@ -1,0 +1,33 @@
+// The table itself, the one symbol that an isa file exports.
+
+namespace moe::MOE_ISA {
+
+extern const KernelTable kTable;
+const KernelTable kTable = {
+    .name = MOE_ISA_NAME,
+    .max_rows = kMaxRows,
+    .tile_f32 = TileF32,
+    .outer_f32 = OuterF32,
+    .tile_bf16 = TileBf16,
+    .outer_bf16 = OuterBf16,
+    .pack_f32 = PackF32,
+    .pack_bf16 = PackBf16,
+    .to_bf16 = ToBf16Row,
+    .to_float = ToFloatRow,
+    .interleave_bf16 = InterleaveBf16,
+    .dot = Dot,
+    .max = Max,
+    .exp_sum = ExpSum,
+    .scale = Scale,
+    .axpy = Axpy,
+    .add = Add,
+    .sum_squares = SumSquares,
+    .rms_norm = RmsNorm,
+    .rms_norm_backward = RmsNormBackward,
+    .swiglu = Swiglu,
+    .swiglu_backward = SwigluBackward,
+    .rope = Rope,
+    .adamw = Adamw,
+};
+
+}  // namespace moe::MOE_ISA

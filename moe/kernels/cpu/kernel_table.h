@@ -1,0 +1,82 @@
+#pragma once
+// Every arithmetic loop of the product, one table per instruction set. Raw pointers; no checks, threads or allocation: ops/
+// does that.
+//
+// The order of every sum depends on indices alone: a tile of 1 row and a tile of 12 add the same products in the same order
+// with the same instruction, so a row's result does not depend on how many rows stand beside it.
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "moe/base/bf16.h"
+#include "moe/base/result.h"
+
+namespace moe {
+
+struct AdamwStep {
+  float lr, beta1, beta2, epsilon, weight_decay;
+  float correction1, correction2;  // 1 - beta^t
+  float grad_scale;                // gradients are multiplied by it first (clipping, accumulation)
+};
+
+struct KernelTable {
+  const char* name;  // "avx512bf16"
+  int64_t max_rows;  // rows of one tile
+
+  // c[r][0..32) (+)= sum over k of a[r][k] * b[k*b_stride + 0..32), rows <= max_rows. accumulate: starts from c, else from 0.
+  void (*tile_f32)(int64_t rows, int64_t K, const float* const* a, const float* b, int64_t b_stride, float* c, int64_t ldc,
+                   bool accumulate);
+  // The same with a column-wise a: element (r, k) is a[k*a_stride + r]. c = A^T B: weight gradients.
+  void (*outer_f32)(int64_t rows, int64_t K, const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
+                    int64_t ldc, bool accumulate);
+  // bf16 twins: an element is a pair of bf16 along the contraction (low half first), K2 and strides count pairs.
+  void (*tile_bf16)(int64_t rows, int64_t K2, const uint32_t* const* a, const uint32_t* b, int64_t b_stride, float* c,
+                    int64_t ldc, bool accumulate);
+  void (*outer_bf16)(int64_t rows, int64_t K2, const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride,
+                     float* c, int64_t ldc, bool accumulate);
+
+  // One panel of PackedWeight from value(n, k) = w[n*n_stride + k*k_stride], n < num_n <= 32; the rest of the panel is 0.
+  void (*pack_f32)(const float* w, int64_t n_stride, int64_t k_stride, int64_t num_n, int64_t K, float* panel);
+  void (*pack_bf16)(const float* w, int64_t n_stride, int64_t k_stride, int64_t num_n, int64_t K, uint32_t* panel);
+  void (*to_bf16)(const float* x, int64_t n, Bf16* out);
+  void (*to_float)(const Bf16* x, int64_t n, float* out);
+  // out[i] = pair(x0[i], x1[i]); x1 null: (x0[i], 0).
+  void (*interleave_bf16)(const float* x0, const float* x1, int64_t n, uint32_t* out);
+
+  float (*dot)(const float* x, const float* y, int64_t n);
+  float (*max)(const float* x, int64_t n);  // -inf when n = 0; NaNs are not ordered
+  // out = exp(x - shift); returns the sum. Below exp's range the result is exactly 0. May run in place.
+  float (*exp_sum)(const float* x, float shift, int64_t n, float* out);
+  void (*scale)(float alpha, int64_t n, float* x);                 // x *= alpha
+  void (*axpy)(float alpha, const float* x, int64_t n, float* y);  // y += alpha x
+  void (*add)(const float* x, int64_t n, float* y);                // y += x
+  double (*sum_squares)(const float* x, int64_t n);
+
+  // y = x * inv_rms * w, returns inv_rms = 1 / sqrt(mean(x^2) + epsilon).
+  float (*rms_norm)(const float* x, const float* w, int64_t n, float epsilon, float* y);
+  // Overwrites d_x, adds to d_w (unless null).
+  void (*rms_norm_backward)(const float* x, const float* w, float inv_rms, const float* d_y, int64_t n, float* d_x, float* d_w);
+
+  // gate_up holds groups of 32: 16 gates, then their 16 ups. h [n]: h = silu(gate) * up. gate_up has 2n elements, n a multiple
+  // of 16.
+  void (*swiglu)(const float* gate_up, int64_t n, float* h);
+  // d_gate_up may be gate_up itself.
+  void (*swiglu_backward)(const float* gate_up, const float* d_h, int64_t n, float* d_gate_up);
+
+  // Rotates the halves of a head: (x[i], x[i+half]) by the angle of (cos[i], sin[i]); sign -1 rotates back. (Su et al. 2021,
+  // NeoX order.)
+  void (*rope)(const float* cos, const float* sin, float sign, int64_t half, float* x);
+
+  void (*adamw)(const AdamwStep& step, const float* grad, int64_t n, float* value, float* m, float* v);
+};
+
+// Tables that this CPU can run, best first.
+std::span<const KernelTable* const> SupportedKernelTables();
+// All tables built in, supported or not.
+std::span<const KernelTable* const> BuiltInKernelTables();
+// name empty: what MOE_ISA says, else the best. An unknown or unsupported name is an error that lists the usable ones.
+Result<const KernelTable*> SelectKernelTable(std::string_view name = "");
+
+}  // namespace moe

@@ -1,0 +1,33 @@
+#pragma once
+// From tokens' choices to experts' rows, and back.
+
+#include <cstdint>
+#include <span>
+
+#include "moe/mixture/routing.h"
+
+namespace moe {
+
+// Rows one expert may take: ceil(capacity_factor * tokens * top_k / experts), at least 1. (GShard; k-general)
+int64_t ExpertCapacity(double capacity_factor, int64_t tokens, int64_t top_k, int64_t experts);
+inline constexpr int64_t kNoCapacity = -1;  // dropless
+
+// Where each slot's row sits once rows are ordered by expert. R rows kept (R = S when dropless). A stable counting sort: rows
+// of one expert keep slot order, so the first slots stay when a bucket overflows, and results do not depend on the number of
+// threads. Immutable; one per layer per step; forward, backward and metrics read it.
+struct DispatchPlan {
+  std::span<const int32_t> expert_begin;  // [E+1] rows of expert e: [e], up to [e+1]
+  std::span<const int32_t> row_slot;      // [R]   row -> slot
+  std::span<const int32_t> row_token;     // [R]   row -> token (gather)
+  std::span<const int32_t> slot_row;      // [S]   slot -> row, -1 if dropped (combine)
+  int64_t num_dropped = 0;                // slots
+
+  int64_t num_experts() const { return static_cast<int64_t>(expert_begin.size()) - 1; }
+  int64_t num_rows() const { return static_cast<int64_t>(row_slot.size()); }
+  int64_t rows_of(int64_t e) const { return expert_begin[static_cast<size_t>(e) + 1] - expert_begin[static_cast<size_t>(e)]; }
+};
+
+// capacity: rows per expert, or kNoCapacity; 0 drops everything.
+DispatchPlan BuildDispatchPlan(const Routing& routing, int64_t num_experts, int64_t capacity, ExecContext& ctx);
+
+}  // namespace moe

@@ -1,0 +1,71 @@
+#pragma once
+// x [T,D] -> router -> plan -> experts -> combine -> y [T,D]. Usable without a transformer around it.
+
+#include <span>
+#include <string>
+
+#include "moe/mixture/dispatch_plan.h"
+#include "moe/mixture/routing.h"
+#include "moe/ops/packed_parameter.h"
+#include "moe/tensor/parameter_store.h"
+
+namespace moe {
+
+// How the expert products are run. All give the same sums in the same order, bit for bit.
+enum class Executor : uint8_t {
+  kGrouped,  // one list of ragged products over the experts' rows
+  kPadded,   // buckets of `capacity` rows per expert, the empty ones zero: what textbooks draw, and the twin to measure against
+};
+
+struct MoeConfig {
+  RouterConfig router;
+  int64_t expert_width = 0;  // F, a multiple of 16
+  int64_t num_shared_experts =
+      0;  // always on, without a gate: one SwiGLU FFN of width num_shared_experts * shared_expert_width, added to y
+  int64_t shared_expert_width = 0;  // 0: expert_width
+  Executor executor = Executor::kGrouped;
+
+  int64_t shared_width() const { return num_shared_experts * (shared_expert_width > 0 ? shared_expert_width : expert_width); }
+};
+Status Validate(const MoeConfig& config, const std::string& where);
+
+// Gate and up are one matrix: rows in groups of 16 gates followed by their 16 ups, so that a product's panel holds both.
+struct MoeWeights {
+  Parameter* router = nullptr;     // [E,D] always multiplied in float32
+  PackedParameter router_packed;   // its float32 pack
+  PackedParameter gate_up;         // [E,2F,D]
+  PackedParameter down;            // [E,D,F]
+  PackedParameter shared_gate_up;  // [2Fs,D]; unused without shared experts
+  PackedParameter shared_down;     // [D,Fs]
+};
+// Adds "<prefix>router", "<prefix>experts.gate_up", "<prefix>experts.down", "<prefix>shared.gate_up", "<prefix>shared.down" to
+// the store (values 0).
+MoeWeights AddMoeWeights(const MoeConfig& config, int64_t D, const std::string& prefix, DType format, ParameterStore& store);
+
+struct MoeSaved {
+  Routing routing;
+  DispatchPlan plan;
+  RouterSaved router;
+  MatView<float> gate_up;         // [R,2F] products before the activation, rows in plan order
+  MatView<float> hidden;          // [R,F]  after it
+  MatView<float> expert_out;      // [R,D]
+  MatView<float> shared_gate_up;  // [T,2Fs]
+  MatView<float> shared_hidden;   // [T,Fs]
+};
+
+struct MoeLayer {
+  MoeConfig config;
+  MoeWeights weights;
+
+  // y [T,D] is overwritten; the residual is the caller's, so a token that every expert dropped gets 0 (plus the shared experts'
+  // part). valid: see Route; padding rows get y = 0. saved null: inference, dropless. Otherwise it is filled from the step's
+  // arena, and capacity applies. aux (may be null) receives the counts and losses; its spans live in the arena. num_dropped
+  // (may be null) the dropped slots.
+  Status Forward(MatView<const float> x, std::span<const uint8_t> valid, MatView<float> y, MoeSaved* saved, RouterAux* aux,
+                 int64_t* num_dropped, ExecContext& ctx) const;
+  // Overwrites d_x, adds to the weights' gradients; loss_scale as in RouteBackward.
+  void Backward(MatView<const float> x, const MoeSaved& saved, MatView<const float> d_y, float loss_scale, MatView<float> d_x,
+                ExecContext& ctx) const;
+};
+
+}  // namespace moe

@@ -1,0 +1,72 @@
+#include "moe/ops/packed_parameter.h"
+
+namespace moe {
+
+PackedParameter::PackedParameter(Parameter* parameter, DType format) : parameter_(parameter), format_(format) {
+  const auto& shape = parameter->value.shape();
+  MOE_CHECK(shape.size() == 2 || shape.size() == 3, "{} has {} dimensions", parameter->name, shape.size());
+  count_ = shape.size() == 3 ? shape[0] : 1;
+  N_ = shape[shape.size() - 2];
+  K_ = shape.back();
+}
+
+int64_t PackedParameter::StorageBytes(bool with_transposed) const {
+  int64_t bytes = PackedBytes(format_, N_, K_, PackSide::kForward);
+  if (with_transposed) bytes += PackedBytes(format_, N_, K_, PackSide::kTransposed);
+  return bytes * count_;
+}
+
+void PackedParameter::UseStorage(std::span<std::byte> bytes, bool with_transposed) {
+  MOE_CHECK(static_cast<int64_t>(bytes.size()) == StorageBytes(with_transposed), "{} bytes, expected {}", bytes.size(),
+            StorageBytes(with_transposed));
+  storage_ = bytes;
+  forward_.clear();
+  transposed_.clear();
+  std::byte* p = bytes.data();
+  const auto place = [&](std::vector<PackedWeight>& packs, int64_t N, int64_t K) {
+    for (int64_t i = 0; i < count_; ++i) {
+      packs.push_back({.format = format_, .N = N, .K = K, .data = p});
+      p += packs.back().bytes();
+    }
+  };
+  place(forward_, N_, K_);
+  if (with_transposed) place(transposed_, K_, N_);
+}
+
+void PackedParameter::Repack(bool with_transposed, ExecContext& ctx) {
+  const auto size = static_cast<size_t>(StorageBytes(with_transposed));
+  if (storage_.size() != size) {
+    owned_ = AllocateAligned(size);
+    UseStorage({owned_.get(), size}, with_transposed);
+  }
+  const Tensor& value = parameter_->value;
+  MOE_CHECK(!value.empty(), "{} has no master to pack", parameter_->name);
+  std::byte* p = storage_.data();
+  const auto pack = [&](const PackedWeight& target, int64_t i, PackSide side) {
+    const MatView<const float> w(value.data() + i * N_ * K_, N_, K_);
+    Pack(w, format_, side, {p, static_cast<size_t>(target.bytes())}, ctx);
+    p += target.bytes();
+  };
+  for (int64_t i = 0; i < count_; ++i) pack(forward_[static_cast<size_t>(i)], i, PackSide::kForward);
+  if (!with_transposed) return;
+  for (int64_t i = 0; i < count_; ++i) pack(transposed_[static_cast<size_t>(i)], i, PackSide::kTransposed);
+}
+
+MatView<float> PackedParameter::grad(int64_t i) const {
+  MOE_CHECK(!parameter_->grad.empty(), "{} has no gradient", parameter_->name);
+  return {parameter_->grad.data() + i * N_ * K_, N_, K_};
+}
+
+void LinearForward(const PackedParameter& weight, MatView<const float> x, MatView<float> y, Epilogue epilogue,
+                   ExecContext& ctx) {
+  Gemm({.a = x, .weight = &weight.forward(), .epilogue = epilogue, .c = y}, ctx);
+}
+
+void LinearBackward(const PackedParameter& weight, MatView<const float> x, MatView<const float> d_y, MatView<float> d_x,
+                    Epilogue epilogue, ExecContext& ctx) {
+  if (!d_x.empty()) Gemm({.a = d_y, .weight = &weight.transposed(), .epilogue = epilogue, .c = d_x}, ctx);
+  const WeightGradProblem problem{.d_y = d_y, .x = x, .d_w = weight.grad(), .format = weight.format()};
+  GroupedWeightGrad({&problem, 1}, ctx);
+}
+
+}  // namespace moe

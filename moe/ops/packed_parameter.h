@@ -1,0 +1,54 @@
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "moe/ops/gemm.h"
+#include "moe/tensor/parameter_store.h"
+
+namespace moe {
+
+// A matrix [N,K] of the ParameterStore, or E of them [E,N,K], with the packs that products read. Packs are made from the
+// float32 master after load and after every optimizer step; products never read the master.
+class PackedParameter {
+ public:
+  PackedParameter() = default;
+  // shape [N,K] or [E,N,K]. `format` kF32 or kBf16.
+  PackedParameter(Parameter* parameter, DType format);
+
+  // Bytes that both packs (inference: the forward one) of all matrices take.
+  int64_t StorageBytes(bool with_transposed) const;
+  // Makes the packs from the master. Storage is allocated the first time, unless UseStorage gave some.
+  void Repack(bool with_transposed, ExecContext& ctx);
+  // The packs live in `bytes` (StorageBytes of them, kAlignment; outlives this) and hold whatever is there: several models with
+  // random weights can share one arena.
+  void UseStorage(std::span<std::byte> bytes, bool with_transposed);
+  // Frees the master: from here on the weight can only be multiplied with.
+  void DropMaster() { parameter_->value = Tensor(), parameter_->grad = Tensor(); }
+
+  Parameter& parameter() const { return *parameter_; }
+  DType format() const { return format_; }
+  int64_t count() const { return count_; }  // E, or 1
+  int64_t N() const { return N_; }
+  int64_t K() const { return K_; }
+  const PackedWeight& forward(int64_t i = 0) const { return forward_[static_cast<size_t>(i)]; }
+  const PackedWeight& transposed(int64_t i = 0) const { return transposed_[static_cast<size_t>(i)]; }
+  MatView<float> grad(int64_t i = 0) const;  // [N,K]
+
+ private:
+  Parameter* parameter_ = nullptr;
+  DType format_ = DType::kF32;
+  int64_t count_ = 0, N_ = 0, K_ = 0;
+  AlignedBytes owned_;
+  std::span<std::byte> storage_;
+  std::vector<PackedWeight> forward_, transposed_;
+};
+
+// y = x W^T. x [T,K], y [T,N] (overwritten, or += with kAccumulate).
+void LinearForward(const PackedParameter& weight, MatView<const float> x, MatView<float> y, Epilogue epilogue,
+                   ExecContext& ctx);
+// d_x [T,K] (op)= d_y W; d_x empty: not wanted. Adds d_y^T x to the weight's gradient.
+void LinearBackward(const PackedParameter& weight, MatView<const float> x, MatView<const float> d_y, MatView<float> d_x,
+                    Epilogue epilogue, ExecContext& ctx);
+
+}  // namespace moe
