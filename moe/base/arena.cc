@@ -1,5 +1,6 @@
 #include "moe/base/arena.h"
 
+#include <sanitizer/asan_interface.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -27,19 +28,24 @@ AlignedBytes AllocateAligned(size_t size) {
 }
 
 Arena::Arena(size_t first_block_bytes) {
-  blocks_.push_back({AllocateAligned(first_block_bytes), first_block_bytes});
-  ++num_allocations_;
+  AddBlock(first_block_bytes);
 }
 
-void* Arena::AllocBytes(size_t size) {
-  size = RoundUp(size, kAlignment);
+Arena::~Arena() {
+  Release(0, 0, 0);
+}
+
+void Arena::AddBlock(size_t size) {
+  blocks_.push_back({AllocateAligned(size), size});
+  ++num_allocations_;
+  ASAN_POISON_MEMORY_REGION(blocks_.back().bytes.get(), size);
+}
+
+void* Arena::AllocBytes(size_t count, size_t element_bytes) {
+  MOE_CHECK(count <= SIZE_MAX / 2 / element_bytes, "count {}", static_cast<int64_t>(count));
+  const size_t size = RoundUp(count * element_bytes, kAlignment);
   while (used_ + size > blocks_[block_].size) {
-    if (block_ + 1 == blocks_.size()) {
-      const size_t bytes = std::max(size, 2 * blocks_.back().size);
-      blocks_.push_back({AllocateAligned(bytes), bytes});
-      ++num_allocations_;
-    }
-    total_ += blocks_[block_].size - used_;  // the unused tail counts: a merged block must hold it
+    if (block_ + 1 == blocks_.size()) AddBlock(std::max(size, 2 * blocks_.back().size));
     ++block_;
     used_ = 0;
   }
@@ -47,20 +53,26 @@ void* Arena::AllocBytes(size_t size) {
   used_ += size;
   total_ += size;
   peak_ = std::max(peak_, total_);
+  ASAN_UNPOISON_MEMORY_REGION(p, count * element_bytes);
 #ifndef NDEBUG
-  std::memset(p, 0xff, size);  // a NaN in every float format: reading what nobody wrote shows
+  std::memset(p, 0xff, count * element_bytes);  // a NaN in every float format: reading what nobody wrote shows
 #endif
   return p;
 }
 
-void Arena::Reset() {
-  if (blocks_.size() > 1) {
-    blocks_.clear();
-    const size_t bytes = RoundUp(peak_, kAlignment);
-    blocks_.push_back({AllocateAligned(bytes), bytes});
-    ++num_allocations_;
+void Arena::Release(size_t block, size_t used, size_t total) {
+  for (size_t b = block; b <= block_; ++b) {  // under AddressSanitizer a use of what was given back is an error
+    const size_t begin = b == block ? used : 0;
+    ASAN_POISON_MEMORY_REGION(blocks_[b].bytes.get() + begin, blocks_[b].size - begin);
   }
-  block_ = used_ = total_ = 0;
+  block_ = block, used_ = used, total_ = total;
+}
+
+void Arena::Reset() {
+  Release(0, 0, 0);
+  if (blocks_.size() == 1) return;
+  blocks_.clear();
+  AddBlock(peak_);  // the live bytes at their most: one block wastes no tails
 }
 
 }  // namespace moe

@@ -25,6 +25,7 @@ AlignedBytes AllocateAligned(size_t size);
 class Arena {
  public:
   explicit Arena(size_t first_block_bytes = 1 << 16);
+  ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
@@ -33,7 +34,7 @@ class Arena {
   template <class T>
   std::span<T> Alloc(int64_t count) {
     static_assert(std::is_trivially_copyable_v<T> && std::is_trivially_destructible_v<T>);
-    return {static_cast<T*>(AllocBytes(static_cast<size_t>(count) * sizeof(T))), static_cast<size_t>(count)};
+    return {static_cast<T*>(AllocBytes(static_cast<size_t>(count), sizeof(T))), static_cast<size_t>(count)};
   }
   template <class T>
   std::span<T> AllocZero(int64_t count) {
@@ -45,14 +46,14 @@ class Arena {
   // Gives everything back; merges the blocks, so that the next step of the same size needs one and allocates nothing.
   void Reset();
 
-  int64_t peak_bytes() const { return static_cast<int64_t>(peak_); }
-  int64_t num_allocations() const { return num_allocations_; }  // blocks asked of the system since the start
+  int64_t peak_bytes() const { return static_cast<int64_t>(peak_); }  // most in use at once since the start
+  int64_t num_allocations() const { return num_allocations_; }        // blocks asked of the system since the start
 
   // Gives back, at the end of a block, what was taken inside it.
   class Scope {
    public:
     explicit Scope(Arena& arena) : arena_(arena), block_(arena.block_), used_(arena.used_), total_(arena.total_) {}
-    ~Scope() { arena_.block_ = block_, arena_.used_ = used_, arena_.total_ = total_; }
+    ~Scope() { arena_.Release(block_, used_, total_); }
     Scope(const Scope&) = delete;
     Scope& operator=(const Scope&) = delete;
 
@@ -66,12 +67,14 @@ class Arena {
     AlignedBytes bytes;
     size_t size;
   };
-  void* AllocBytes(size_t size);
+  void AddBlock(size_t size);
+  void* AllocBytes(size_t count, size_t element_bytes);
+  void Release(size_t block, size_t used, size_t total);  // back to where it stood
 
   std::vector<Block> blocks_;
   size_t block_ = 0;  // the block in use
   size_t used_ = 0;   // bytes of it handed out
-  size_t total_ = 0;  // bytes handed out over all blocks
+  size_t total_ = 0;  // bytes in use over all blocks
   size_t peak_ = 0;
   int64_t num_allocations_ = 0;
 };

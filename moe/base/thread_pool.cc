@@ -1,8 +1,11 @@
 #include "moe/base/thread_pool.h"
 
 #include <condition_variable>
+#include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "moe/base/check.h"
@@ -45,12 +48,19 @@ struct ThreadPool::Impl {
   std::atomic<bool> stop{false};
   std::atomic<bool> in_flight{false};
 
-  std::mutex mutex;  // guards the sleeping only
+  std::mutex mutex;  // guards the sleeping and `error`
   std::condition_variable wake, done;
+  std::exception_ptr error;  // the first that fn threw
   std::vector<std::thread> threads;
 
   void Work(int thread) {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) call(fn, i, thread);
+    try {
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) call(fn, i, thread);
+    } catch (...) {
+      next.store(n, std::memory_order_relaxed);  // the rest is not begun
+      std::lock_guard lock(mutex);
+      if (!error) error = std::current_exception();
+    }
   }
 
   void Loop(int thread) {
@@ -74,7 +84,11 @@ struct ThreadPool::Impl {
 
 ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads), impl_(std::make_unique<Impl>()) {
   MOE_CHECK(num_threads >= 1, "num_threads {}", num_threads);
-  for (int t = 1; t < num_threads; ++t) impl_->threads.emplace_back([this, t] { impl_->Loop(t); });
+  try {
+    for (int t = 1; t < num_threads; ++t) impl_->threads.emplace_back([impl = impl_.get(), t] { impl->Loop(t); });
+  } catch (const std::system_error&) {  // the system gives no more: fewer threads compute the same
+    num_threads_ = 1 + static_cast<int>(impl_->threads.size());
+  }
 }
 
 ThreadPool::~ThreadPool() {
@@ -88,27 +102,29 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::Dispatch(int64_t n, void* fn, Trampoline call) {
   if (n <= 0) return;
-  if (num_threads_ == 1 || n == 1) {
-    for (int64_t i = 0; i < n; ++i) call(fn, i, 0);
-    return;
-  }
   Impl& p = *impl_;
-  MOE_CHECK(!p.in_flight.exchange(true), "ParallelFor inside ParallelFor");
+  MOE_CHECK(!p.in_flight.exchange(true, std::memory_order_acquire), "ParallelFor inside ParallelFor");
   p.fn = fn, p.call = call, p.n = n;
   p.next.store(0, std::memory_order_relaxed);
-  p.busy.store(num_threads_ - 1, std::memory_order_relaxed);
-  {
-    std::lock_guard lock(p.mutex);
-    p.epoch.fetch_add(1, std::memory_order_release);
+  if (num_threads_ == 1 || n == 1) {
+    p.Work(0);
+  } else {
+    p.busy.store(num_threads_ - 1, std::memory_order_relaxed);
+    {
+      std::lock_guard lock(p.mutex);
+      p.epoch.fetch_add(1, std::memory_order_release);
+    }
+    p.wake.notify_all();
+    p.Work(0);
+    const auto finished = [&] { return p.busy.load(std::memory_order_acquire) == 0; };
+    if (!SpinUntil(finished)) {
+      std::unique_lock lock(p.mutex);
+      p.done.wait(lock, finished);
+    }
   }
-  p.wake.notify_all();
-  p.Work(0);
-  const auto finished = [&] { return p.busy.load(std::memory_order_acquire) == 0; };
-  if (!SpinUntil(finished)) {
-    std::unique_lock lock(p.mutex);
-    p.done.wait(lock, finished);
-  }
-  p.in_flight.store(false);
+  const std::exception_ptr error = std::exchange(p.error, nullptr);
+  p.in_flight.store(false, std::memory_order_release);
+  if (error) std::rethrow_exception(error);
 }
 
 }  // namespace moe

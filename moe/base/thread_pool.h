@@ -10,7 +10,7 @@ namespace moe {
 
 class ThreadPool {
  public:
-  // The calling thread is one of them: ThreadPool(1) starts none.
+  // The calling thread is one of them: ThreadPool(1) starts none. Starts fewer where the system refuses.
   explicit ThreadPool(int num_threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -20,7 +20,8 @@ class ThreadPool {
 
   // Calls fn(i, thread) for every i in [0, n), each once, handed out in order by an atomic counter; thread is in
   // [0, num_threads). Returns when all are done. What fn writes must depend on i alone, then results do not depend on the
-  // number of threads. Must not be called from inside fn.
+  // number of threads. Must not be called from inside fn, nor by two threads at once (checked). When fn throws, the indices
+  // not yet begun are dropped and the first exception leaves here.
   template <class F>
   void ParallelFor(int64_t n, F&& fn) {
     using Fn = std::remove_reference_t<F>;

@@ -1,6 +1,6 @@
 #include "moe/tensor/parameter_store.h"
 
-#include <cstring>
+#include <algorithm>
 
 namespace moe {
 
@@ -23,7 +23,7 @@ void ParameterStore::AllocateGradients() {
 }
 
 void ParameterStore::ZeroGradients() {
-  for (auto& p : parameters_) std::memset(p.grad.data(), 0, static_cast<size_t>(p.grad.size()) * sizeof(float));
+  for (auto& p : parameters_) std::ranges::fill(p.grad.span(), 0.0f);
 }
 
 int64_t ParameterStore::num_values() const {

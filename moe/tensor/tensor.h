@@ -2,8 +2,8 @@
 
 #include <cstdint>
 #include <cstring>
-#include <initializer_list>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "moe/base/arena.h"
@@ -24,6 +24,12 @@ class Tensor {
     }
     bytes_ = AllocateAligned(static_cast<size_t>(size_) * sizeof(float));
     std::memset(bytes_.get(), 0, static_cast<size_t>(size_) * sizeof(float));
+  }
+
+  Tensor(Tensor&& other) noexcept { *this = std::move(other); }
+  Tensor& operator=(Tensor&& other) noexcept {  // leaves the other empty
+    shape_ = std::exchange(other.shape_, {}), size_ = std::exchange(other.size_, 0), bytes_ = std::move(other.bytes_);
+    return *this;
   }
 
   const std::vector<int64_t>& shape() const { return shape_; }
