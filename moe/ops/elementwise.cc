@@ -1,0 +1,51 @@
+#include "moe/ops/elementwise.h"
+
+#include "moe/ops/chunks.h"
+
+namespace moe {
+namespace {
+
+constexpr int64_t kChunk = 16384;  // elements
+
+}  // namespace
+
+void Add(MatView<const float> x, MatView<float> y, ExecContext& ctx) {
+  MOE_CHECK(x.rows == y.rows && x.cols == y.cols, "x [{},{}] y [{},{}]", x.rows, x.cols, y.rows, y.cols);
+  ForEachChunk(x.rows, RowsPerChunk(x.cols), ctx, [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) ctx.kernels.add(x.row(t), x.cols, y.row(t));
+  });
+}
+
+void SwigluBackward(MatView<const float> gate_up, MatView<const float> d_h, MatView<float> d_gate_up, ExecContext& ctx) {
+  const int64_t T = d_h.rows, F = d_h.cols;
+  MOE_CHECK(F % 16 == 0, "width {} is no multiple of 16", F);
+  MOE_CHECK(gate_up.rows == T && gate_up.cols == 2 * F && d_gate_up.rows == T && d_gate_up.cols == 2 * F,
+            "gate_up [{},{}] d_gate_up [{},{}], expected [{},{}]", gate_up.rows, gate_up.cols, d_gate_up.rows, d_gate_up.cols,
+            T, 2 * F);
+  ForEachChunk(T, RowsPerChunk(F), ctx, [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) ctx.kernels.swiglu_backward(gate_up.row(t), d_h.row(t), F, d_gate_up.row(t));
+  });
+}
+
+double SumSquares(std::span<const float> x, ExecContext& ctx) {
+  const auto n = static_cast<int64_t>(x.size());
+  Arena::Scope scope(ctx.arena);
+  const auto partial = ctx.arena.Alloc<double>((n + kChunk - 1) / kChunk);
+  ForEachChunk(n, kChunk, ctx, [&](int64_t begin, int64_t end, int) {
+    partial[static_cast<size_t>(begin / kChunk)] = ctx.kernels.sum_squares(x.data() + begin, end - begin);
+  });
+  double sum = 0.0;
+  for (const double p : partial) sum += p;
+  return sum;
+}
+
+void AdamwUpdate(const AdamwStep& step, std::span<const float> grad, std::span<float> value, std::span<float> m,
+                 std::span<float> v, ExecContext& ctx) {
+  MOE_CHECK(grad.size() == value.size() && m.size() == value.size() && v.size() == value.size(),
+            "grad [{}] m [{}] v [{}], expected [{}]", grad.size(), m.size(), v.size(), value.size());
+  ForEachChunk(static_cast<int64_t>(value.size()), kChunk, ctx, [&](int64_t begin, int64_t end, int) {
+    ctx.kernels.adamw(step, grad.data() + begin, end - begin, value.data() + begin, m.data() + begin, v.data() + begin);
+  });
+}
+
+}  // namespace moe
