@@ -1,0 +1,5 @@
+#pragma once
+// One function per command, each in a file of its own; main.cc has the table. argv[0] is the command's name, its flags follow.
+// The result is the exit code: 0 done, 1 failed, 2 wrong usage.
+
+namespace moe {}  // namespace moe

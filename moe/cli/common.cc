@@ -1,0 +1,222 @@
+#include "moe/cli/common.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "moe/base/cpu_info.h"
+
+namespace moe {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+
+std::string OneLine(std::string_view text) {
+  std::string line;
+  for (const char c : text) {
+    const auto u = static_cast<unsigned char>(c);
+    if (c == '\n') {
+      line += "\\n";
+    } else if (u < 0x20 || u == 0x7f) {
+      line += fmt::format("\\x{:02x}", u);
+    } else {
+      line += c;
+    }
+  }
+  return line;
+}
+
+// What an option wants, in words, from the name that CLI11 gives its type.
+std::string Wants(const CLI::Option* option) {
+  const std::string type = option == nullptr ? "" : option->get_type_name();
+  if (type == "INT" || type == "UINT" || type == "N") return "an integer";
+  if (type == "FLOAT" || type == "X") return "a number";
+  return type.empty() || type == "TEXT" ? "a value" : type;
+}
+
+// The option of a message that starts with its name: "--top-k: 1 required INT missing".
+const CLI::Option* OptionIn(const CLI::App& app, const std::string& message) {
+  const CLI::Option* found = nullptr;
+  size_t length = 0;
+  for (const CLI::Option* option : app.get_options()) {
+    const std::string name = option->get_name();
+    const size_t at = message.find(name);
+    if (at != std::string::npos && name.size() > length) found = option, length = name.size();
+  }
+  return found;
+}
+
+std::string Given(const CLI::Option* option) {
+  std::string given;
+  for (const std::string& value : option->results()) given += (given.empty() ? "" : " ") + value;
+  return given;
+}
+
+Error Translate(const CLI::App& app, const CLI::ParseError& error) {
+  const std::string message = error.what();
+  const auto usage = [](std::string where, std::string what) { return Error{std::move(where), std::move(what), 2}; };
+  if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) {
+    const auto extras = app.remaining();
+    const std::string got = extras.empty() ? message : extras.front();
+    if (got.starts_with("-")) {
+      std::vector<std::string> names;
+      for (const CLI::Option* option : app.get_options([](const CLI::Option* o) { return o->nonpositional(); })) {
+        for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
+        for (const std::string& name : option->get_snames()) names.push_back("-" + name);
+      }
+      const std::string flag = got.substr(0, got.find('='));
+      const std::string_view nearest = Nearest(flag, names);
+      return usage("flags", fmt::format("got '{}', expected {}", flag,
+                                        nearest.empty() ? "one of " + JoinNames(names) : fmt::format("'{}'?", nearest)));
+    }
+    return usage("arguments", fmt::format("got '{}', expected only flags; see {} --help", got, app.get_name()));
+  }
+  const CLI::Option* option = OptionIn(app, message);
+  const std::string where = option == nullptr ? "flags" : option->get_name();
+  if (option == nullptr) return usage(where, message);
+  if (dynamic_cast<const CLI::RequiredError*>(&error) != nullptr) {
+    return usage(where, fmt::format("got nothing, expected {}; see {} --help", Wants(option), app.get_name()));
+  }
+  if (dynamic_cast<const CLI::ConversionError*>(&error) != nullptr) {
+    return usage(where, fmt::format("got '{}', expected {}", Given(option), Wants(option)));
+  }
+  if (dynamic_cast<const CLI::ArgumentMismatch*>(&error) != nullptr) {
+    const size_t count = option->results().size();
+    if (count == 0) return usage(where, fmt::format("got no value, expected {}", Wants(option)));
+    return usage(where, fmt::format("got {} values, expected one", count));
+  }
+  return usage(where, message);
+}
+
+Status SystemErr(const std::string& path) {
+  return Err(path, "got '{}', expected to write the result there", std::strerror(errno));
+}
+
+Status WriteAll(int descriptor, std::string_view bytes, const std::string& path) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::write(descriptor, bytes.data(), bytes.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return SystemErr(path);
+    bytes.remove_prefix(static_cast<size_t>(n));
+  }
+  return {};
+}
+
+}  // namespace
+
+void AddCommonFlags(CLI::App& app, CommonFlags& flags) {
+  app.add_option("--threads", flags.threads, "Threads to compute with (default: as many as this process may use)")
+      ->type_name("N");
+  app.add_option("--json", flags.json, "Write the machine-readable result to FILE; '-': to stdout, and nothing else there")
+      ->type_name("FILE");
+}
+
+void SetExamples(CLI::App& app, const std::vector<Example>& examples) {
+  std::string text = "Examples:\n";
+  for (const Example& example : examples) text += fmt::format("  {}\n      {}\n", example.line, example.why);
+  text.pop_back();
+  app.footer(text);
+}
+
+std::optional<int> ParseFlags(CLI::App& app, int argc, char** argv) {
+  app.get_formatter()->column_width(34);
+  try {
+    app.parse(argc, argv);
+    return std::nullopt;
+  } catch (const CLI::CallForHelp&) {
+    const auto written = WriteStdout(app.help());
+    return written ? 0 : Fail(written.error());
+  } catch (const CLI::ParseError& error) {
+    return Fail(Translate(app, error));
+  }
+}
+
+int Fail(const Error& error) {
+  std::fflush(stdout);
+  const std::string line = fmt::format("moe: {}\n", OneLine(error.Message()));
+  std::fwrite(line.data(), 1, line.size(), stderr);
+  return error.exit_code;
+}
+
+std::string_view Nearest(std::string_view got, const std::vector<std::string>& candidates) {
+  std::string_view best;
+  size_t best_edits = (got.size() + 2) / 3 + 1;  // more edits than this say nothing
+  for (const std::string& candidate : candidates) {
+    std::vector<size_t> row(candidate.size() + 1);  // Levenshtein distance, one row at a time
+    std::iota(row.begin(), row.end(), size_t{0});
+    for (size_t i = 0; i < got.size(); ++i) {
+      size_t diagonal = row[0];
+      row[0] = i + 1;
+      for (size_t j = 0; j < candidate.size(); ++j) {
+        const size_t replace = diagonal + (got[i] == candidate[j] ? 0 : 1);
+        diagonal = row[j + 1];
+        row[j + 1] = std::min({replace, row[j] + 1, diagonal + 1});
+      }
+    }
+    if (row.back() < best_edits) best = candidate, best_edits = row.back();
+  }
+  return best;
+}
+
+std::string JoinNames(const std::vector<std::string>& names) {
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
+Status CheckJsonTarget(const CommonFlags& flags) {
+  if (flags.json.empty() || flags.json_on_stdout()) return {};
+  std::error_code ignored;
+  if (std::filesystem::is_directory(flags.json, ignored)) return Err(flags.json, "got a folder, expected a file to write");
+  const std::string folder = std::filesystem::path(flags.json).parent_path().string();
+  if (::access(folder.empty() ? "." : folder.c_str(), W_OK | X_OK) != 0) return SystemErr(flags.json);
+  return {};
+}
+
+Status WriteJsonResult(const CommonFlags& flags, const nlohmann::json& result) {
+  if (flags.json.empty()) return {};
+  const std::string text = result.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  if (flags.json_on_stdout()) {
+    MOE_TRY(WriteStdout(text));
+    return {};
+  }
+  struct stat info = {};
+  const bool special = ::stat(flags.json.c_str(), &info) == 0 && !S_ISREG(info.st_mode);  // a pipe or /dev/null stays one
+  const std::string path = special ? flags.json : flags.json + ".tmp";
+  const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (descriptor < 0) return SystemErr(flags.json);
+  Status status = WriteAll(descriptor, text, flags.json);
+  if (::close(descriptor) != 0 && status) status = SystemErr(flags.json);
+  if (status && !special && std::rename(path.c_str(), flags.json.c_str()) != 0) status = SystemErr(flags.json);
+  if (!status && !special) ::unlink(path.c_str());
+  return status;
+}
+
+Result<bool> WriteStdout(std::string_view text) {
+  std::fflush(stdout);
+  while (!text.empty()) {
+    const ssize_t n = ::write(STDOUT_FILENO, text.data(), text.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && errno == EPIPE) return false;
+    if (n < 0) return Err("stdout", "got '{}', expected to write there", std::strerror(errno));
+    text.remove_prefix(static_cast<size_t>(n));
+  }
+  return true;
+}
+
+Result<std::unique_ptr<RunContext>> MakeRunContext(const CommonFlags& flags) {
+  if (flags.threads < 0 || flags.threads > kMaxThreads) {
+    return UsageErr("--threads", "got {}, expected 1 to {}", flags.threads, kMaxThreads);
+  }
+  MOE_TRY(const KernelTable* table, SelectKernelTable());
+  return std::make_unique<RunContext>(flags.threads > 0 ? flags.threads : GetCpuInfo().num_threads, *table);
+}
+
+}  // namespace moe

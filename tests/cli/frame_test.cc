@@ -1,0 +1,49 @@
+#include "moe/base/version.h"
+#include "moe/cli/common.h"
+#include "tests/cli/run_moe.h"
+
+namespace moe::test {
+namespace {
+
+TEST(Frame, HelpListsEveryCommand) {
+  for (const auto& arguments : std::vector<std::vector<std::string>>{{}, {"--help"}, {"-h"}, {"help"}}) {
+    const RunResult result = RunMoe(arguments);
+    EXPECT_EQ(result.exit_code, 0);
+    EXPECT_EQ(result.err, "");
+    EXPECT_NE(result.out.find("Usage: moe COMMAND"), std::string::npos);
+    EXPECT_NE(result.out.find("--version"), std::string::npos);
+  }
+}
+
+TEST(Frame, VersionNamesTheTables) {
+  const RunResult result = RunMoe({"--version"}, {.environment = {{"MOE_ISA", "scalar"}}});
+  EXPECT_EQ(result.exit_code, 0);
+  EXPECT_TRUE(result.out.starts_with(std::string("moe ") + Version() + "\n"));
+  EXPECT_NE(result.out.find("scalar\nin use: scalar\n"), std::string::npos);
+}
+
+TEST(Frame, AnUnusableInstructionSetIsWrongUsage) {
+  ExpectFails(RunMoe({"--version"}, {.environment = {{"MOE_ISA", "mmx"}}}), 2, "MOE_ISA", "got 'mmx', expected");
+}
+
+TEST(Frame, UnknownCommand) {
+  ExpectFails(RunMoe({"frobnicate"}), 2, "command", "got 'frobnicate', expected one of ");
+  ExpectFails(RunMoe({"two\nlines"}), 2, "command", "got 'two\\nlines', expected one of ");
+  ExpectFails(RunMoe({""}), 2, "command", "got '', expected one of ");
+  ExpectFails(RunMoe({"help", "frobnicate"}), 2, "command", "got 'frobnicate', expected one of ");
+}
+
+TEST(Nearest, FindsTypingErrors) {
+  const std::vector<std::string> names = {"train", "eval", "generate", "inspect", "trace"};
+  EXPECT_EQ(Nearest("evla", names), "eval");
+  EXPECT_EQ(Nearest("evals", names), "eval");
+  EXPECT_EQ(Nearest("generat", names), "generate");
+  EXPECT_EQ(Nearest("genarete", names), "generate");
+  EXPECT_EQ(Nearest("trane", names), "trace");
+  EXPECT_EQ(Nearest("", names), "");
+  EXPECT_EQ(Nearest("quantize", names), "");
+  EXPECT_EQ(Nearest("x", {}), "");
+}
+
+}  // namespace
+}  // namespace moe::test
