@@ -45,7 +45,11 @@ struct LayerStats {
   double balance_loss = 0, z_loss = 0, entropy = 0;  // means over tokens; coefficients not applied
 };
 
+// Sums over all steps since Clear: several micro-batches, or windows of an evaluation, add up. Means of LayerStats are weighted
+// by num_tokens.
 struct StepStats {
+  void Clear();  // keeps the memory
+
   double loss_sum = 0;  // nats, over targets that count
   int64_t num_targets = 0;
   std::vector<LayerStats> layers;  // [L]
@@ -54,12 +58,15 @@ struct StepStats {
 class Model {
  public:
   // Parameters are zeros. `format` (kF32, kBf16) is what products read; masters, sums, router and residual are float32.
-  // training: gradients and transposed packs too.
-  Model(ModelConfig config, DType format, bool training);
+  // training: gradients and transposed packs too. masters false (inference only): only embedding, norms and routers have
+  // values; the other matrices are packed one by one (LoadModel) or live in UsePackedStorage, so that a big model is never
+  // there twice.
+  Model(ModelConfig config, DType format, bool training, bool masters = true);
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
-  // Normal(0, 0.02) matrices, output projections scaled by 1/sqrt(2L), ones for norms; a function of seed alone. Then Repack.
+  // Normal(0, 0.02) matrices, output projections scaled by 1/sqrt(2L), ones for norms; a function of seed and the parameter's
+  // name alone, so that twins begin with the same attention and embedding. Then packs what has a master.
   void Initialize(uint64_t seed, ExecContext& ctx);
   // To be called whenever masters changed (load, optimizer step).
   void Repack(ExecContext& ctx);
@@ -87,6 +94,7 @@ class Model {
                          StepStats* stats, ExecContext& ctx);
 
   // Bytes of packs; and packs placed in somebody else's memory with whatever is in it (see PackedParameter::UseStorage).
+  // Routers keep their own float32 packs and are not in it: call Initialize for them, the embedding and the norms.
   int64_t PackedStorageBytes() const;
   void UsePackedStorage(std::span<std::byte> bytes);
 

@@ -33,23 +33,25 @@ void PackedParameter::UseStorage(std::span<std::byte> bytes, bool with_transpose
   if (with_transposed) place(transposed_, K_, N_);
 }
 
-void PackedParameter::Repack(bool with_transposed, ExecContext& ctx) {
+void PackedParameter::PackOne(int64_t i, MatView<const float> w, bool with_transposed, ExecContext& ctx) {
+  MOE_CHECK(w.rows == N_ && w.cols == K_, "{} [{},{}], expected [{},{}]", parameter_->name, w.rows, w.cols, N_, K_);
   const auto size = static_cast<size_t>(StorageBytes(with_transposed));
   if (storage_.size() != size) {
     owned_ = AllocateAligned(size);
     UseStorage({owned_.get(), size}, with_transposed);
   }
+  const auto pack = [&](const PackedWeight& target, PackSide side) {
+    const auto begin = static_cast<size_t>(target.data - storage_.data());
+    Pack(w, format_, side, storage_.subspan(begin, static_cast<size_t>(target.bytes())), ctx);
+  };
+  pack(forward_[static_cast<size_t>(i)], PackSide::kForward);
+  if (with_transposed) pack(transposed_[static_cast<size_t>(i)], PackSide::kTransposed);
+}
+
+void PackedParameter::Repack(bool with_transposed, ExecContext& ctx) {
   const Tensor& value = parameter_->value;
   MOE_CHECK(!value.empty(), "{} has no master to pack", parameter_->name);
-  std::byte* p = storage_.data();
-  const auto pack = [&](const PackedWeight& target, int64_t i, PackSide side) {
-    const MatView<const float> w(value.data() + i * N_ * K_, N_, K_);
-    Pack(w, format_, side, {p, static_cast<size_t>(target.bytes())}, ctx);
-    p += target.bytes();
-  };
-  for (int64_t i = 0; i < count_; ++i) pack(forward_[static_cast<size_t>(i)], i, PackSide::kForward);
-  if (!with_transposed) return;
-  for (int64_t i = 0; i < count_; ++i) pack(transposed_[static_cast<size_t>(i)], i, PackSide::kTransposed);
+  for (int64_t i = 0; i < count_; ++i) PackOne(i, {value.data() + i * N_ * K_, N_, K_}, with_transposed, ctx);
 }
 
 MatView<float> PackedParameter::grad(int64_t i) const {

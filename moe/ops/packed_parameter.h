@@ -23,8 +23,10 @@ class PackedParameter {
   // The packs live in `bytes` (StorageBytes of them, kAlignment; outlives this) and hold whatever is there: several models with
   // random weights can share one arena.
   void UseStorage(std::span<std::byte> bytes, bool with_transposed);
+  // Packs matrix i alone from w [N,K], without a master: loading for inference goes matrix by matrix.
+  void PackOne(int64_t i, MatView<const float> w, bool with_transposed, ExecContext& ctx);
   // Frees the master: from here on the weight can only be multiplied with.
-  void DropMaster() { parameter_->value = Tensor(), parameter_->grad = Tensor(); }
+  void DropMaster() { parameter_->value.Free(), parameter_->grad.Free(); }
 
   Parameter& parameter() const { return *parameter_; }
   DType format() const { return format_; }

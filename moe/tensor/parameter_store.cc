@@ -6,7 +6,8 @@ namespace moe {
 
 Parameter& ParameterStore::Add(std::string name, std::vector<int64_t> shape, bool decay, int64_t experts) {
   MOE_CHECK(Find(name) == nullptr, "parameter {} exists", name);
-  return parameters_.emplace_back(Parameter{std::move(name), Tensor(std::move(shape)), Tensor(), decay, experts});
+  Tensor value = allocate_ ? Tensor(std::move(shape)) : Tensor::ShapeOnly(std::move(shape));
+  return parameters_.emplace_back(Parameter{std::move(name), std::move(value), Tensor(), decay, experts});
 }
 
 Parameter* ParameterStore::Find(const std::string& name) {

@@ -16,15 +16,23 @@ namespace moe {
 class Tensor {
  public:
   Tensor() = default;
-  explicit Tensor(std::vector<int64_t> shape) : shape_(std::move(shape)) {  // zeros
-    size_ = 1;
-    for (const int64_t extent : shape_) {
+  explicit Tensor(std::vector<int64_t> shape) : Tensor(ShapeOnly(std::move(shape))) { Allocate(); }  // zeros
+  // A shape without values: empty() until Allocate.
+  static Tensor ShapeOnly(std::vector<int64_t> shape) {
+    Tensor out;
+    out.size_ = 1;
+    for (const int64_t extent : shape) {
       MOE_CHECK(extent >= 0, "extent {}", extent);
-      size_ *= extent;
+      out.size_ *= extent;
     }
+    out.shape_ = std::move(shape);
+    return out;
+  }
+  void Allocate() {  // zeros
     bytes_ = AllocateAligned(static_cast<size_t>(size_) * sizeof(float));
     std::memset(bytes_.get(), 0, static_cast<size_t>(size_) * sizeof(float));
   }
+  void Free() { bytes_.reset(); }  // shape and size stay
 
   Tensor(Tensor&& other) noexcept { *this = std::move(other); }
   Tensor& operator=(Tensor&& other) noexcept {  // leaves the other empty
@@ -36,7 +44,7 @@ class Tensor {
   int64_t size() const { return size_; }
   bool empty() const { return bytes_ == nullptr; }
   float* data() const { return reinterpret_cast<float*>(bytes_.get()); }
-  std::span<float> span() const { return {data(), static_cast<size_t>(size_)}; }
+  std::span<float> span() const { return {data(), empty() ? size_t{0} : static_cast<size_t>(size_)}; }
 
   // [shape[0]*...*shape[n-2], shape[n-1]]; a vector is one row.
   MatView<float> mat() const {
