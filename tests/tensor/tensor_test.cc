@@ -37,8 +37,8 @@ TEST(MatView, AddressesRowsByStride) {
 
 TEST(MatView, EmptyMeansNoMemoryAndZeroRowsAreFine) {
   EXPECT_TRUE(MatView<float>().empty());
-  float x = 0;
-  const MatView<float> none(&x, 0, 7);
+  std::vector<float> values(7);
+  const MatView<float> none(values.data(), 0, 7);
   EXPECT_FALSE(none.empty());
   EXPECT_EQ(none.size(), 0);
   EXPECT_EQ(none.Rows(0, 0).rows, 0);
