@@ -12,6 +12,7 @@ add_library(moe_flags INTERFACE)
 # Designated initialisers that name only what differs are house style, hence -Wno-missing-field-initializers.
 target_compile_options(moe_flags INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion
   -Wno-missing-field-initializers -Werror)
+target_compile_definitions(moe_flags INTERFACE $<$<CONFIG:Debug>:_GLIBCXX_ASSERTIONS>)  # bounds of vectors and spans
 target_include_directories(moe_flags INTERFACE ${CMAKE_SOURCE_DIR})
 target_link_libraries(moe_flags INTERFACE Threads::Threads)
 if(MOE_SANITIZE)
