@@ -5,6 +5,7 @@
 #include <string>
 
 #include "moe/mixture/dispatch_plan.h"
+#include "moe/mixture/executor.h"
 #include "moe/mixture/routing.h"
 #include "moe/ops/packed_parameter.h"
 #include "moe/tensor/parameter_store.h"
@@ -20,8 +21,8 @@ enum class Executor : uint8_t {
 struct MoeConfig {
   RouterConfig router;
   int64_t expert_width = 0;  // F, a multiple of 16
-  int64_t num_shared_experts =
-      0;  // always on, without a gate: one SwiGLU FFN of width num_shared_experts * shared_expert_width, added to y
+  // Always on, without a gate: one SwiGLU FFN of width num_shared_experts * shared_expert_width; y starts from it.
+  int64_t num_shared_experts = 0;
   int64_t shared_expert_width = 0;  // 0: expert_width
   Executor executor = Executor::kGrouped;
 
@@ -30,6 +31,7 @@ struct MoeConfig {
 Status Validate(const MoeConfig& config, const std::string& where);
 
 // Gate and up are one matrix: rows in groups of 16 gates followed by their 16 ups, so that a product's panel holds both.
+// Expert e of a token: down[e] * (silu(gate[e] x) . (up[e] x)). (Shazeer 2020, SwiGLU)
 struct MoeWeights {
   Parameter* router = nullptr;     // [E,D] always multiplied in float32
   PackedParameter router_packed;   // its float32 pack
@@ -41,16 +43,21 @@ struct MoeWeights {
 // Adds "<prefix>router", "<prefix>experts.gate_up", "<prefix>experts.down", "<prefix>shared.gate_up", "<prefix>shared.down" to
 // the store (values 0).
 MoeWeights AddMoeWeights(const MoeConfig& config, int64_t D, const std::string& prefix, DType format, ParameterStore& store);
+// Makes every pack from the masters: after load and after each optimizer step.
+void Repack(MoeWeights& weights, bool with_transposed, ExecContext& ctx);
 
+// What backward reads; all of it in the step's arena. Backward changes none of it.
 struct MoeSaved {
   Routing routing;
   DispatchPlan plan;
   RouterSaved router;
-  MatView<float> gate_up;         // [R,2F] products before the activation, rows in plan order
-  MatView<float> hidden;          // [R,F]  after it
-  MatView<float> expert_out;      // [R,D]
-  MatView<float> shared_gate_up;  // [T,2Fs]
-  MatView<float> shared_hidden;   // [T,Fs]
+  ExpertLayout layout;            // rows of the next three
+  MatView<float> gate_up;         // [rows,2F] products before the activation
+  MatView<float> hidden;          // [rows,F]  after it
+  MatView<float> expert_out;      // [rows,D]
+  std::span<int32_t> token_row;   // [T] token -> row of the next two, -1: padding; empty without shared experts or padding
+  MatView<float> shared_gate_up;  // [tokens,2Fs], valid rows only
+  MatView<float> shared_hidden;   // [tokens,Fs]
 };
 
 struct MoeLayer {

@@ -21,15 +21,16 @@ struct RouterConfig {
   int64_t num_experts = 8;  // E
   int64_t top_k = 2;        // k <= E
   RouterScore score = RouterScore::kSoftmax;
-  bool normalize =
-      true;  // kSoftmax: divide the k gates by their sum (over all chosen, before dropping); off: raw probabilities
+  // kSoftmax: divide the k gates by their sum (over all chosen, before dropping); off: raw probabilities. kTopKSoftmax's gates
+  // sum to 1 whatever it says: the two are then one formula.
+  bool normalize = true;
   double capacity_factor = 0;  // > 0: training drops what overflows an expert's bucket; 0: dropless. Inference never drops.
-  double balance_loss =
-      0.01;               // coefficient of the Switch loss, E * sum_e f_e P_e, 1 at perfect balance (Fedus et al. 2021, eq. 4)
+  // Coefficient of the Switch loss E * sum_e f_e P_e, f_e = n_e / (k tokens): 1 at perfect balance. (Fedus et al. 2021, eq. 4)
+  double balance_loss = 0.01;
   double z_loss = 0.001;  // coefficient of mean(logsumexp^2) (Zoph et al. 2022, eq. 5)
 };
-// k in 1..E, factors finite and positive; k = 1 with a renormalised or post-selection gate is refused: its gate is always 1 and
-// the router would get no gradient. `where` names the file or recipe in the error.
+// k in 1..E, factors finite and not negative; k = 1 of E > 1 with a renormalised or post-selection gate is refused: its gate is
+// always 1 and the router would get no gradient. `where` names the file or recipe in the error.
 Status Validate(const RouterConfig& config, const std::string& where);
 
 // What routing measured on the way. Padding rows are in none of it.
@@ -52,18 +53,19 @@ struct Routing {
 
 // Kept by forward for backward.
 struct RouterSaved {
-  MatView<float> probs;          // [T,E] softmax of the logits
+  MatView<float> probs;          // [T,E] softmax of the logits; Route takes it from the arena unless it is given one
   std::span<float> log_sum_exp;  // [T]
 };
 
 // logits [T,E] float32. valid [T] (nonzero: a real token) or empty: all are. Ties go to the lowest expert. A NaN or infinite
-// logit is an error that names the token (row). saved may be null (inference).
+// logit is an error that names the token (row); padding rows are not looked at. saved may be null (inference); saved->probs may
+// be the logits' own memory.
 Result<Routing> Route(const RouterConfig& config, MatView<const float> logits, std::span<const uint8_t> valid,
                       RouterSaved* saved, ExecContext& ctx);
 
-// d_logits [T,E], overwritten, from d_gate [S] (0 for dropped slots) through selection's gates, plus loss_scale * (balance_loss
-// coefficient
-// * Switch loss + z_loss coefficient * z-loss). Counts f_e are constants: the gradient flows through P only.
+// d_logits [T,E], overwritten, from d_gate [S] (0 for dropped slots) through the gates, plus loss_scale * (balance_loss *
+// Switch loss + z_loss * z-loss). The counts f_e are constants: the gradient flows through P only. Gates that sum to 1 were
+// divided before dropping, so all chosen slots, dropped ones too, share their Jacobian. Padding rows get 0.
 void RouteBackward(const RouterConfig& config, const Routing& routing, const RouterSaved& saved, std::span<const float> d_gate,
                    float loss_scale, MatView<float> d_logits, ExecContext& ctx);
 

@@ -1,0 +1,22 @@
+#pragma once
+// The way back from experts' rows to tokens. By token, in slot order, not by row: a token has rows in several experts, so
+// scattering by expert would race, and the order of the sum would depend on who came first.
+
+#include <span>
+
+#include "moe/mixture/routing.h"
+
+namespace moe {
+
+// y[t] = base[base_row[t]] + sum over t's slots, in slot order, of gate * rows[slot_row]. gate [S] or empty: 1. slot_row [S],
+// -1: dropped, adds nothing. base empty: 0; base_row [T] or empty: t; -1: 0. y [T,D] is overwritten: a token without slots or
+// base gets exact zeros.
+void Combine(const Routing& routing, std::span<const int32_t> slot_row, std::span<const float> gate, MatView<const float> rows,
+             MatView<const float> base, std::span<const int32_t> base_row, MatView<float> y, ExecContext& ctx);
+
+// d_gate [S] = <rows[slot_row], d_y[t]>, d_rows[slot_row] = gate * d_y[t]. Dropped slots get exactly 0; rows of d_rows that no
+// slot names are not touched.
+void CombineBackward(const Routing& routing, std::span<const int32_t> slot_row, MatView<const float> rows,
+                     MatView<const float> d_y, std::span<float> d_gate, MatView<float> d_rows, ExecContext& ctx);
+
+}  // namespace moe
