@@ -184,7 +184,7 @@ class MoeTwin {
     }
     d_w = {};
     for (int64_t e = 0; e < E; ++e) {
-      for (int64_t i = 0; i < D; ++i) d_w.router.push_back(DotOf(T, &d_logits[Size(e)], E, &x[Size(i)], D));
+      for (int64_t i = 0; i < D; ++i) d_w.router.push_back(DotOf(T, d_logits.data() + e, E, x.data() + i, D));
       Contract(grads[Size(e)], 2 * F, D, true, d_w.gate_up);
       Contract(grads[Size(e)], D, F, false, d_w.down);
     }
