@@ -8,11 +8,14 @@
 
 namespace moe {
 
+inline int64_t CeilDiv(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
 // fn(begin, end, thread) for the pieces of [0, n), `chunk` long but for the last, in parallel.
 template <class F>
 void ForEachChunk(int64_t n, int64_t chunk, ExecContext& ctx, F&& fn) {
-  ctx.pool.ParallelFor((n + chunk - 1) / chunk,
-                       [&](int64_t i, int thread) { fn(i * chunk, std::min(n, (i + 1) * chunk), thread); });
+  ctx.pool.ParallelFor(CeilDiv(n, chunk), [&](int64_t i, int thread) { fn(i * chunk, std::min(n, (i + 1) * chunk), thread); });
 }
 
 // Rows of a piece of a [T, cols] matrix: enough work to be worth handing out.

@@ -30,7 +30,7 @@ void SwigluBackward(MatView<const float> gate_up, MatView<const float> d_h, MatV
 double SumSquares(std::span<const float> x, ExecContext& ctx) {
   const auto n = static_cast<int64_t>(x.size());
   Arena::Scope scope(ctx.arena);
-  const auto partial = ctx.arena.Alloc<double>((n + kChunk - 1) / kChunk);
+  const auto partial = ctx.arena.Alloc<double>(CeilDiv(n, kChunk));
   ForEachChunk(n, kChunk, ctx, [&](int64_t begin, int64_t end, int) {
     partial[static_cast<size_t>(begin / kChunk)] = ctx.kernels.sum_squares(x.data() + begin, end - begin);
   });

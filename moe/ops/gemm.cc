@@ -3,16 +3,14 @@
 #include <algorithm>
 #include <cstring>
 
+#include "moe/ops/chunks.h"
+
 namespace moe {
 namespace {
 
 constexpr int64_t kMaxTileRows = 16;  // no table has more
 constexpr int64_t kRowBlock = 240;    // rows of a work item, a multiple of every table's tile: they stay in L2 across panels
 constexpr int64_t kPanelGroup = 8;    // panels of a work item when rows are many
-
-int64_t CeilDiv(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 // One piece of the work list: rows [row, row+rows) by panels [panel, panel+panels) of a problem.
 struct Item {

@@ -29,7 +29,7 @@ void RmsNormBackward(MatView<const float> x, std::span<const float> weight, std:
   // d_weight sums over rows: each chunk by itself, then the chunks in order.
   constexpr int64_t kRows = 64;
   Arena::Scope scope(ctx.arena);
-  const int64_t chunks = (T + kRows - 1) / kRows;
+  const int64_t chunks = CeilDiv(T, kRows);
   const auto partial = ctx.arena.Alloc<float>(chunks * D);
   ForEachChunk(T, kRows, ctx, [&](int64_t begin, int64_t end, int) {
     float* d_w = partial.data() + begin / kRows * D;

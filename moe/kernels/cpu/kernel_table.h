@@ -15,6 +15,8 @@
 
 namespace moe {
 
+inline constexpr int64_t kSoftmaxBlock = 64;  // columns of softmax_block: keys of attention are taken in blocks of it
+
 struct AdamwStep {
   float lr, beta1, beta2, epsilon, weight_decay;
   float correction1, correction2;  // 1 - beta^t
@@ -45,10 +47,22 @@ struct KernelTable {
   // out[i] = pair(x0[i], x1[i]); x1 null: (x0[i], 0).
   void (*interleave_bf16)(const float* x0, const float* x1, int64_t n, uint32_t* out);
 
+  // Multiply-adds between registers, as many at once as a full tile has; returns the FLOP done. The tiles' ceiling.
+  double (*peak_f32)(int64_t steps, float* sink);
+  double (*peak_bf16)(int64_t steps, float* sink);
+
   float (*dot)(const float* x, const float* y, int64_t n);
   float (*max)(const float* x, int64_t n);  // -inf when n = 0; NaNs are not ordered
   // out = exp(x - shift); returns the sum. Below exp's range the result is exactly 0. May run in place.
   float (*exp_sum)(const float* x, float shift, int64_t n, float* out);
+  // One block of a running softmax, rows <= max_rows. Columns >= valid[r] of x [rows][64] count as -inf and are not looked at.
+  // max[r] grows to the largest value so far; x = exp(x - max[r]); rescale[r] = exp(old max - new max);
+  // sum[r] = sum[r] * rescale[r] + the block's. max starts at -inf, sum at 0.
+  void (*softmax_block)(int64_t rows, const int32_t* valid, float* x, float* max, float* sum, float* rescale);
+  // p [rows][64]: scores on entry, exp(p - log_sum_exp[r]) on return. d: d_p on entry, p * (d_p - delta[r]) on return. Columns
+  // >= valid[r] become 0 in both, whatever they held.
+  void (*softmax_block_backward)(int64_t rows, const int32_t* valid, const float* log_sum_exp, const float* delta, float* p,
+                                 float* d);
   void (*scale)(float alpha, int64_t n, float* x);                 // x *= alpha
   void (*axpy)(float alpha, const float* x, int64_t n, float* y);  // y += alpha x
   void (*add)(const float* x, int64_t n, float* y);                // y += x

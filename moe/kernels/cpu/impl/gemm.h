@@ -27,15 +27,21 @@ struct StepF32 {
   using BVector = VecF;
   MOE_INLINE static BVector LoadB(const float* b) { return Load(b); }
   MOE_INLINE static VecF Fma(float a, BVector b, VecF acc) { return a * b + acc; }
+  MOE_INLINE static void Keep(BVector& b) { MOE_KEEP(b); }
+  static constexpr double kFlop = 2;
 };
 
 // acc += a.low * b.low + a.high * b.high for one pair of bf16.
 struct StepBf16 {
   using Element = uint32_t;
+  static constexpr double kFlop = 4;
 #ifdef __AVX512BF16__
   using BVector = VecI;
   MOE_INLINE static BVector LoadB(const uint32_t* b) {
     return LoadInt(b);
+  }
+  MOE_INLINE static void Keep(BVector& b) {
+    MOE_KEEP(b);
   }
   MOE_INLINE static VecF Fma(uint32_t a, BVector b, VecF acc) {
     return reinterpret_cast<VecF>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(acc),
@@ -49,6 +55,10 @@ struct StepBf16 {
   MOE_INLINE static BVector LoadB(const uint32_t* b) {
     const VecI pairs = LoadInt(b);
     return {reinterpret_cast<VecF>(pairs << 16), reinterpret_cast<VecF>(pairs & static_cast<int32_t>(0xffff0000u))};
+  }
+  MOE_INLINE static void Keep(BVector& b) {
+    MOE_KEEP(b.low);
+    MOE_KEEP(b.high);
   }
   MOE_INLINE static VecF Fma(uint32_t a, BVector b, VecF acc) {
     const float low = __builtin_bit_cast(float, a << 16), high = __builtin_bit_cast(float, a & 0xffff0000u);
@@ -118,40 +128,6 @@ MOE_INLINE uint32_t Bf16Bits(float x) {
   return (u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 0x40u : rounded;
 }
 
-void PackF32(const float* w, int64_t n_stride, int64_t k_stride, int64_t num_n, int64_t K, float* panel) {
-  constexpr int64_t kBlock = 64;  // of k: the panel lines being written stay in L1
-  for (int64_t k0 = 0; k0 < K; k0 += kBlock) {
-    const int64_t k1 = k0 + kBlock < K ? k0 + kBlock : K;
-    for (int64_t n = 0; n < kPanelColumns; ++n) {
-      const float* from = w + n * n_stride;
-      if (n < num_n) {
-        for (int64_t k = k0; k < k1; ++k) panel[k * kPanelColumns + n] = from[k * k_stride];
-      } else {
-        for (int64_t k = k0; k < k1; ++k) panel[k * kPanelColumns + n] = 0.0f;
-      }
-    }
-  }
-}
-
-void PackBf16(const float* w, int64_t n_stride, int64_t k_stride, int64_t num_n, int64_t K, uint32_t* panel) {
-  constexpr int64_t kBlock = 64;  // pairs
-  const int64_t whole = K / 2, pairs = (K + 1) / 2;
-  for (int64_t p0 = 0; p0 < pairs; p0 += kBlock) {
-    const int64_t p1 = p0 + kBlock < pairs ? p0 + kBlock : pairs;
-    for (int64_t n = 0; n < kPanelColumns; ++n) {
-      const float* from = w + n * n_stride;
-      for (int64_t p = p0; p < p1; ++p) {
-        uint32_t pair = 0;
-        if (n < num_n) {
-          pair = Bf16Bits(from[2 * p * k_stride]);
-          if (p < whole) pair |= Bf16Bits(from[(2 * p + 1) * k_stride]) << 16;
-        }
-        panel[p * kPanelColumns + n] = pair;
-      }
-    }
-  }
-}
-
 void ToBf16Row(const float* x, int64_t n, Bf16* out) {
   for (int64_t i = 0; i < n; ++i) out[i].bits = static_cast<uint16_t>(Bf16Bits(x[i]));
 }
@@ -164,6 +140,100 @@ void InterleaveBf16(const float* x0, const float* x1, int64_t n, uint32_t* out) 
   } else {
     for (int64_t i = 0; i < n; ++i) out[i] = Bf16Bits(x0[i]) | Bf16Bits(x1[i]) << 16;
   }
+}
+
+// panel[k*32 + n] = rows[n*stride + k] for n < num_n, 0 for the other n < 32; k in [0, K). Square blocks turn in registers.
+MOE_INLINE void TransposeToPanel(const AnyFloat* rows, int64_t stride, int64_t num_n, int64_t K, AnyFloat* panel) {
+  int64_t k = 0;
+  for (; k + kLanes <= K; k += kLanes) {
+    for (int64_t n0 = 0; n0 < kPanelColumns; n0 += kLanes) {
+      VecF block[kLanes];
+      if (n0 + kLanes <= num_n) {
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < kLanes; ++i) block[i] = Load(rows + (n0 + i) * stride + k);
+      } else {
+        for (int64_t i = 0; i < kLanes; ++i) block[i] = n0 + i < num_n ? Load(rows + (n0 + i) * stride + k) : VecF{};
+      }
+      Transpose(block);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLanes; ++i) Store(panel + (k + i) * kPanelColumns + n0, block[i]);
+    }
+  }
+  for (; k < K; ++k) {
+    for (int64_t n = 0; n < kPanelColumns; ++n) panel[k * kPanelColumns + n] = n < num_n ? rows[n * stride + k] : 0.0f;
+  }
+}
+
+void PackF32(const float* w, int64_t n_stride, int64_t k_stride, int64_t num_n, int64_t K, float* panel) {
+  if (k_stride == 1) return TransposeToPanel(w, n_stride, num_n, K, panel);
+  for (int64_t k = 0; k < K; ++k, w += k_stride, panel += kPanelColumns) {
+    if (n_stride == 1 && num_n == kPanelColumns) {
+      for (int64_t n = 0; n < kPanelColumns; n += kLanes) Store(panel + n, Load(w + n));
+    } else {
+      for (int64_t n = 0; n < kPanelColumns; ++n) panel[n] = n < num_n ? w[n * n_stride] : 0.0f;
+    }
+  }
+}
+
+void PackBf16(const float* w, int64_t n_stride, int64_t k_stride, int64_t num_n, int64_t K, uint32_t* panel) {
+  constexpr int64_t kBlock = 64;  // pairs
+  const int64_t whole = K / 2, pairs = (K + 1) / 2;
+  if (k_stride == 1) {  // rounded row by row, then transposed by pairs, which move as if they were floats
+    uint32_t rounded[kPanelColumns * kBlock];
+    for (int64_t p0 = 0; p0 < pairs; p0 += kBlock) {
+      const int64_t num_pairs = p0 + kBlock < pairs ? kBlock : pairs - p0, k0 = 2 * p0;
+      const int64_t num_k = K - k0 < 2 * kBlock ? K - k0 : 2 * kBlock;
+      for (int64_t n = 0; n < num_n; ++n) {
+        auto* row = reinterpret_cast<Bf16*>(rounded + n * kBlock);
+        ToBf16Row(w + n * n_stride + k0, num_k, row);
+        if (num_k % 2 != 0) row[num_k].bits = 0;
+      }
+      TransposeToPanel(reinterpret_cast<const AnyFloat*>(rounded), kBlock, num_n, num_pairs,
+                       reinterpret_cast<AnyFloat*>(panel + p0 * kPanelColumns));
+    }
+    return;
+  }
+  for (int64_t p = 0; p < pairs; ++p, w += 2 * k_stride, panel += kPanelColumns) {
+    const float* second = p < whole ? w + k_stride : nullptr;
+    if (n_stride == 1 && num_n == kPanelColumns) {
+      InterleaveBf16(w, second, kPanelColumns, panel);
+    } else {
+      for (int64_t n = 0; n < kPanelColumns; ++n) {
+        const uint32_t high = second != nullptr && n < num_n ? Bf16Bits(second[n * n_stride]) : 0;
+        panel[n] = n < num_n ? Bf16Bits(w[n * n_stride]) | high << 16 : 0;
+      }
+    }
+  }
+}
+
+// Multiply-adds on as many accumulators as a full tile has, operands never leaving registers: what the tile could reach.
+template <class Step>
+MOE_INLINE double Peak(int64_t steps, float* sink) {
+  VecF acc[kMaxRows][kPassVectors] = {};
+  const typename Step::Element zeros[kPassColumns] = {}, a{};  // any values do
+  typename Step::BVector b[kPassVectors];
+  for (int64_t v = 0; v < kPassVectors; ++v) b[v] = Step::LoadB(zeros + v * kLanes);
+  for (int64_t s = 0; s < steps; ++s) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kMaxRows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kPassVectors; ++v) {
+        Step::Keep(b[v]);  // else one product would serve all rows
+        acc[r][v] = Step::Fma(a, b[v], acc[r][v]);
+      }
+    }
+  }
+  VecF sum = {};
+  for (int r = 0; r < kMaxRows; ++r)
+    for (int v = 0; v < kPassVectors; ++v) sum += acc[r][v];
+  *sink = SumLanes(sum);
+  return Step::kFlop * static_cast<double>(steps * kMaxRows * kPassColumns);
+}
+double PeakF32(int64_t steps, float* sink) {
+  return Peak<StepF32>(steps, sink);
+}
+double PeakBf16(int64_t steps, float* sink) {
+  return Peak<StepBf16>(steps, sink);
 }
 
 }  // namespace

@@ -25,14 +25,13 @@ float Dot(const float* x, const float* y, int64_t n) {
       n, [=](int64_t i) { return Load(x + i) * Load(y + i); }, [=](int64_t i) { return x[i] * y[i]; });
 }
 
-float Max(const float* x, int64_t n) {
+float MaxOf(const float* x, int64_t n) {
   float max = -__builtin_inff();
   int64_t i = 0;
   if (n >= kLanes) {
     VecF m = Load(x);
     for (i = kLanes; i + kLanes <= n; i += kLanes) {
-      const VecF v = Load(x + i);
-      m = v > m ? v : m;
+      m = Max(Load(x + i), m);
     }
     max = MaxLanes(m);
   }
@@ -53,6 +52,61 @@ float ExpSum(const float* x, float shift, int64_t n, float* out) {
         return e;
       },
       [=](int64_t i) { return out[i] = Exp1(x[i] - shift); });
+}
+
+constexpr int64_t kBlockVectors = kSoftmaxBlock / kLanes;
+
+// Lane masks of the columns below `valid`.
+MOE_INLINE VecI Below(int32_t valid, int64_t column) {
+  return LaneIndex(static_cast<int32_t>(column)) < valid;
+}
+
+void SoftmaxBlock(int64_t rows, const int32_t* valid, float* x, float* max, float* sum, float* rescale) {
+  static_assert(kMaxRows <= kLanes);
+  const VecF none = Broadcast(-__builtin_inff());
+  float old_max[kLanes] = {};
+  float new_max[kLanes] = {};
+  float block_sum[kLanes] = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    float* row = x + r * kSoftmaxBlock;
+    VecF v[kBlockVectors], m = none;
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kBlockVectors; ++i) {
+      v[i] = Below(valid[r], i * kLanes) ? Load(row + i * kLanes) : none;
+      m = Max(v[i], m);
+    }
+    const float block_max = MaxLanes(m);
+    old_max[r] = max[r];
+    max[r] = new_max[r] = block_max > max[r] ? block_max : max[r];
+    VecF acc[2] = {};
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kBlockVectors; ++i) {
+      const VecF e = Exp(v[i] - new_max[r]);
+      Store(row + i * kLanes, e);
+      acc[i % 2] += e;
+    }
+    block_sum[r] = SumLanes(acc[0] + acc[1]);
+  }
+  float factor[kLanes];
+  Store(factor, Exp(Load(old_max) - Load(new_max)));
+  for (int64_t r = 0; r < rows; ++r) {
+    rescale[r] = factor[r];
+    sum[r] = sum[r] * factor[r] + block_sum[r];
+  }
+}
+
+void SoftmaxBlockBackward(int64_t rows, const int32_t* valid, const float* log_sum_exp, const float* delta, float* p,
+                          float* d) {
+  for (int64_t r = 0; r < rows; ++r) {
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kSoftmaxBlock; i += kLanes) {
+      const VecI inside = Below(valid[r], i);
+      float *p_at = p + r * kSoftmaxBlock + i, *d_at = d + r * kSoftmaxBlock + i;
+      const VecF e = Exp(Load(p_at) - log_sum_exp[r]);
+      Store(d_at, inside ? e * (Load(d_at) - delta[r]) : VecF{});
+      Store(p_at, inside ? e : VecF{});
+    }
+  }
 }
 
 void Scale(float alpha, int64_t n, float* x) {

@@ -16,16 +16,25 @@ typedef float VecF __attribute__((vector_size(MOE_VECTOR_BYTES)));
 typedef int32_t VecI __attribute__((vector_size(MOE_VECTOR_BYTES)));
 typedef float VecFU __attribute__((vector_size(MOE_VECTOR_BYTES), aligned(4), may_alias));  // unaligned, in memory
 typedef int32_t VecIU __attribute__((vector_size(MOE_VECTOR_BYTES), aligned(4), may_alias));
+typedef float AnyFloat __attribute__((may_alias));  // four bytes moved as a float, whatever they are
 
 constexpr int64_t kLanes = MOE_VECTOR_BYTES / 4;
 constexpr int64_t kPanelColumns = 32;
 
 #define MOE_INLINE inline __attribute__((always_inline))
+// The compiler must assume that this vector, in its register, has just changed.
+#if defined(__AVX512F__)
+#define MOE_KEEP(vector) __asm__ volatile("" : "+v"(vector))
+#elif defined(__x86_64__)
+#define MOE_KEEP(vector) __asm__ volatile("" : "+x"(vector))
+#else
+#define MOE_KEEP(vector) __asm__ volatile("" : "+w"(vector))
+#endif
 
-MOE_INLINE VecF Load(const float* p) {
+MOE_INLINE VecF Load(const AnyFloat* p) {
   return *reinterpret_cast<const VecFU*>(p);
 }
-MOE_INLINE void Store(float* p, VecF v) {
+MOE_INLINE void Store(AnyFloat* p, VecF v) {
   *reinterpret_cast<VecFU*>(p) = v;
 }
 MOE_INLINE VecI LoadInt(const void* p) {
@@ -35,20 +44,85 @@ MOE_INLINE VecF Broadcast(float x) {
   return VecF{} + x;
 }
 
-// Adds or takes the maximum over lanes, in a fixed tree order.
+MOE_INLINE VecF Max(VecF a, VecF b) {  // b where a is not greater, NaN included
+  return a > b ? a : b;
+}
+// {0, 1, 2, ...} + start
+MOE_INLINE VecI LaneIndex(int32_t start) {
+#if MOE_VECTOR_BYTES == 64
+  return VecI{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + start;
+#elif MOE_VECTOR_BYTES == 32
+  return VecI{0, 1, 2, 3, 4, 5, 6, 7} + start;
+#else
+  return VecI{0, 1, 2, 3} + start;
+#endif
+}
+
+// Adds or takes the maximum over lanes in a fixed tree order: lane i with lane i + half, until one is left.
+typedef float Vec4F __attribute__((vector_size(16)));
+typedef float Vec8F __attribute__((vector_size(32)));
+struct Halves16 {
+  Vec8F low, high;
+};
+struct Halves8 {
+  Vec4F low, high;
+};
+template <class Op>
+MOE_INLINE float FoldLanes(VecF v, Op op) {
+#if MOE_VECTOR_BYTES == 64
+  const Halves16 h16 = __builtin_bit_cast(Halves16, v);
+  const Halves8 h8 = __builtin_bit_cast(Halves8, op(h16.low, h16.high));
+  const Vec4F x = op(h8.low, h8.high);
+#elif MOE_VECTOR_BYTES == 32
+  const Halves8 h8 = __builtin_bit_cast(Halves8, v);
+  const Vec4F x = op(h8.low, h8.high);
+#else
+  const Vec4F x = v;
+#endif
+  const Vec4F two = op(x, __builtin_shufflevector(x, x, 2, 3, 2, 3));
+  return op(two, __builtin_shufflevector(two, two, 1, 1, 1, 1))[0];
+}
 MOE_INLINE float SumLanes(VecF v) {
-  float lanes[kLanes];
-  Store(lanes, v);
-  for (int64_t width = kLanes / 2; width > 0; width /= 2)
-    for (int64_t i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
+  return FoldLanes(
+      v, [](auto a, auto b) __attribute__((always_inline)) { return a + b; });
 }
 MOE_INLINE float MaxLanes(VecF v) {
-  float lanes[kLanes];
-  Store(lanes, v);
-  float max = lanes[0];
-  for (int64_t i = 1; i < kLanes; ++i) max = lanes[i] > max ? lanes[i] : max;
-  return max;
+  return FoldLanes(
+      v, [](auto a, auto b) __attribute__((always_inline)) { return a > b ? a : b; });
+}
+
+// The lower (upper) halves of a and b, lane by lane in turn.
+MOE_INLINE VecF InterleaveLow(VecF a, VecF b) {
+#if MOE_VECTOR_BYTES == 64
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+#elif MOE_VECTOR_BYTES == 32
+  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+#else
+  return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+#endif
+}
+MOE_INLINE VecF InterleaveHigh(VecF a, VecF b) {
+#if MOE_VECTOR_BYTES == 64
+  return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#elif MOE_VECTOR_BYTES == 32
+  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+  return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+#endif
+}
+// m[i][j] <-> m[j][i]: log2(kLanes) perfect shuffles.
+MOE_INLINE void Transpose(VecF* m) {
+#pragma GCC unroll 4
+  for (int64_t width = 1; width < kLanes; width *= 2) {
+    VecF out[kLanes];
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < kLanes / 2; ++i) {
+      out[2 * i] = InterleaveLow(m[i], m[i + kLanes / 2]);
+      out[2 * i + 1] = InterleaveHigh(m[i], m[i + kLanes / 2]);
+    }
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kLanes; ++i) m[i] = out[i];
+  }
 }
 
 // exp to about 1 ulp; exactly 0 below the normal range, +inf above, NaN for NaN. Range reduction by the round-to-integer
