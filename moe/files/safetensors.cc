@@ -115,7 +115,9 @@ Status Safetensors::ParseHeader() {
       }
       continue;
     }
-    const auto tensor_err = [&](const std::string& what) { return Err(path_, "tensor '{}': {}", Printable(name), what); };
+    const auto tensor_err = [&, &name = name](const std::string& what) {
+      return Err(path_, "tensor '{}': {}", Printable(name), what);
+    };
     if (!entry.is_object() || entry.size() != 3 || !entry.contains("dtype") || !entry.contains("shape") ||
         !entry.contains("data_offsets"))
       return tensor_err("expected an object of dtype, shape and data_offsets");
