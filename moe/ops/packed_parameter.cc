@@ -19,6 +19,7 @@ int64_t PackedParameter::StorageBytes(bool with_transposed) const {
 void PackedParameter::UseStorage(std::span<std::byte> bytes, bool with_transposed) {
   MOE_CHECK(static_cast<int64_t>(bytes.size()) == StorageBytes(with_transposed), "{} bytes, expected {}", bytes.size(),
             StorageBytes(with_transposed));
+  if (bytes.data() != owned_.get()) owned_.reset();
   storage_ = bytes;
   forward_.clear();
   transposed_.clear();

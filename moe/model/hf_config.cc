@@ -1,0 +1,409 @@
+#include "moe/model/hf_config.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "moe/files/json.h"
+
+namespace moe {
+namespace {
+
+using nlohmann::json;
+using nlohmann::ordered_json;
+
+// Defaults are those of the transformers classes.
+struct FamilyInfo {
+  Family family;
+  std::string_view model_type, architecture;
+  double rope_theta, norm_epsilon, balance_loss;
+};
+constexpr std::array kFamilies = {
+    FamilyInfo{Family::kMixtral, "mixtral", "MixtralForCausalLM", 1e6, 1e-5, 0.001},
+    FamilyInfo{Family::kOlmoe, "olmoe", "OlmoeForCausalLM", 1e4, 1e-5, 0.01},
+    FamilyInfo{Family::kQwen3Moe, "qwen3_moe", "Qwen3MoeForCausalLM", 1e4, 1e-6, 0.001},
+    FamilyInfo{Family::kLlama, "llama", "LlamaForCausalLM", 1e4, 1e-6, 0},
+    FamilyInfo{Family::kQwen3, "qwen3", "Qwen3ForCausalLM", 1e4, 1e-6, 0},
+    FamilyInfo{Family::kMoeCpp, "moe_cpp", "MoeCppForCausalLM", 1e4, 1e-5, 0},
+};
+const FamilyInfo& Info(Family family) {
+  return kFamilies[static_cast<size_t>(family)];
+}
+
+// Shortest text that reads back as the same float: 1e-05, not 9.99999974e-06.
+double Shortest(float x) {
+  return std::strtod(fmt::format("{}", x).c_str(), nullptr);
+}
+
+// ---- reading ----------------------------------------------------------------------------------------------------------------
+
+// Typed access to one object. A null counts as absent, as in Python.
+class Reader {
+ public:
+  Reader(const json& object, std::string where) : object_(object), where_(std::move(where)) {}
+
+  const std::string& where() const { return where_; }
+  bool Has(const char* key) const { return object_.contains(key) && !object_[key].is_null(); }
+  const json& at(const char* key) const { return object_[key]; }
+
+  // No default: the key must be there.
+  Result<int64_t> Int(const char* key, std::optional<int64_t> absent = {}) const {
+    if (!Has(key)) return Default(key, absent, "an integer");
+    if (!at(key).is_number_integer()) return WrongType<int64_t>(key, "an integer");
+    const int64_t value = at(key).get<int64_t>();
+    if (value < -kLimit || value > kLimit) {
+      return Err(where_, "{}: got {}, expected an integer below {}", key, at(key).dump(), kLimit);
+    }
+    return value;
+  }
+  Result<double> Number(const char* key, std::optional<double> absent = {}) const {
+    if (!Has(key)) return Default(key, absent, "a number");
+    if (!at(key).is_number()) return WrongType<double>(key, "a number");
+    return at(key).get<double>();
+  }
+  Result<bool> Bool(const char* key, std::optional<bool> absent = {}) const {
+    if (!Has(key)) return Default(key, absent, "true or false");
+    if (!at(key).is_boolean()) return WrongType<bool>(key, "true or false");
+    return at(key).get<bool>();
+  }
+  Result<std::string> String(const char* key, std::optional<std::string> absent = {}) const {
+    if (!Has(key)) return Default(key, absent, "a string");
+    if (!at(key).is_string()) return WrongType<std::string>(key, "a string");
+    return at(key).get<std::string>();
+  }
+  // A token id, the first of a list of them, or -1 for none.
+  Result<int32_t> TokenId(const char* key) const {
+    if (!Has(key)) return -1;
+    const json& value = at(key).is_array() && !at(key).empty() ? at(key)[0] : at(key);
+    if (!value.is_number_integer() || value.get<int64_t>() < 0 || value.get<int64_t>() > INT32_MAX) {
+      return WrongType<int32_t>(key, "a token id or a list of them");
+    }
+    return value.get<int32_t>();
+  }
+  // What we do not compute must be absent, null, false or 0.
+  Status Unused(const char* key) const {
+    if (!Has(key) || at(key) == false || (at(key).is_number() && at(key).get<double>() == 0)) return {};
+    return Err(where_, "{}: got {}, expected none: it is not supported", key, Printable(at(key).dump()));
+  }
+
+ private:
+  static constexpr int64_t kLimit = int64_t{1} << 40;
+
+  template <class T>
+  Result<T> Default(const char* key, const std::optional<T>& absent, const char* expected) const {
+    if (absent) return *absent;
+    return Err(where_, "{}: got nothing, expected {}", key, expected);
+  }
+  template <class T>
+  Result<T> WrongType(const char* key, const char* expected) const {
+    return Err(where_, "{}: got {}, expected {}", key, Printable(at(key).dump()), expected);
+  }
+
+  const json& object_;
+  std::string where_;
+};
+
+Result<Family> ParseFamily(const Reader& reader) {
+  MOE_TRY(const std::string type, reader.String("model_type"));
+  std::string known;
+  for (const FamilyInfo& info : kFamilies) {
+    if (type == info.model_type) return info.family;
+    known += (known.empty() ? "" : ", ") + std::string(info.model_type);
+  }
+  return Err(reader.where(), "model_type: got \"{}\", expected one of {}", Printable(type), known);
+}
+
+Status RefuseWhatWeDoNotCompute(const Reader& reader) {
+  for (const char* key : {"attention_bias", "mlp_bias", "clip_qkv", "quantization_config", "rope_scaling",
+                          "router_jitter_noise", "partial_rotary_factor"}) {
+    const bool harmless = std::string_view(key) == "partial_rotary_factor" && reader.Has(key) && reader.at(key) == 1.0;
+    if (!harmless) MOE_TRY(reader.Unused(key));
+  }
+  MOE_TRY(const std::string activation, reader.String("hidden_act", "silu"));
+  if (activation != "silu") return Err(reader.where(), "hidden_act: got \"{}\", expected \"silu\"", Printable(activation));
+  MOE_TRY(const bool uses_window, reader.Bool("use_sliding_window", true));
+  if (!uses_window || !reader.Has("sliding_window")) return {};
+  MOE_TRY(const int64_t window, reader.Int("sliding_window"));
+  MOE_TRY(const int64_t context, reader.Int("max_position_embeddings"));
+  if (window >= context) return {};
+  return Err(reader.where(),
+             "sliding_window: got {}, expected none, or at least max_position_embeddings, {}: it is not supported", window,
+             context);
+}
+
+// transformers 5 nests what transformers 4 has at the top.
+Result<double> ParseRopeTheta(const Reader& reader, double absent) {
+  if (!reader.Has("rope_parameters")) return reader.Number("rope_theta", absent);
+  if (!reader.at("rope_parameters").is_object()) return Err(reader.where(), "rope_parameters: expected an object");
+  const Reader rope(reader.at("rope_parameters"), reader.where() + ": rope_parameters");
+  MOE_TRY(const std::string type, rope.String("rope_type", "default"));
+  if (type != "default") {
+    return Err(rope.where(), "rope_type: got \"{}\", expected \"default\": it is not supported", Printable(type));
+  }
+  return rope.Number("rope_theta", absent);
+}
+
+Result<LayerSpec> ParseMoeCppLayer(const Reader& reader) {
+  LayerSpec layer;
+  MOE_TRY(const std::string kind, reader.String("ffn"));
+  if (kind == "dense") {
+    layer.ffn = FfnKind::kDense;
+    MOE_TRY(layer.ffn_width, reader.Int("intermediate_size"));
+    return layer;
+  }
+  if (kind != "moe") return Err(reader.where(), "ffn: got \"{}\", expected \"dense\" or \"moe\"", Printable(kind));
+  MoeConfig& moe = layer.moe;
+  RouterConfig& router = moe.router;
+  MOE_TRY(router.num_experts, reader.Int("num_experts"));
+  MOE_TRY(router.top_k, reader.Int("num_experts_per_tok"));
+  MOE_TRY(moe.expert_width, reader.Int("moe_intermediate_size"));
+  MOE_TRY(moe.num_shared_experts, reader.Int("n_shared_experts", 0));
+  MOE_TRY(moe.shared_expert_width, reader.Int("shared_expert_intermediate_size", 0));
+  MOE_TRY(const std::string score, reader.String("scoring_func", "softmax"));
+  if (score != "softmax" && score != "topk_softmax") {
+    return Err(reader.where(), "scoring_func: got \"{}\", expected \"softmax\" or \"topk_softmax\"", Printable(score));
+  }
+  router.score = score == "softmax" ? RouterScore::kSoftmax : RouterScore::kTopKSoftmax;
+  MOE_TRY(router.normalize, reader.Bool("norm_topk_prob", true));
+  MOE_TRY(router.capacity_factor, reader.Number("capacity_factor", 0));
+  MOE_TRY(router.balance_loss, reader.Number("router_aux_loss_coef", 0));
+  MOE_TRY(router.z_loss, reader.Number("router_z_loss_coef", 0));
+  return layer;
+}
+
+// The MoE layer of a public family.
+Result<LayerSpec> ParseMoeLayer(Family family, const Reader& reader) {
+  LayerSpec layer{.ffn = FfnKind::kMoe};
+  MoeConfig& moe = layer.moe;
+  RouterConfig& router = moe.router;
+  const bool mixtral = family == Family::kMixtral;
+  const char *usual = mixtral ? "num_local_experts" : "num_experts", *other = mixtral ? "num_experts" : "num_local_experts";
+  MOE_TRY(router.num_experts, reader.Int(reader.Has(usual) || !reader.Has(other) ? usual : other));
+  MOE_TRY(router.top_k, reader.Int("num_experts_per_tok"));
+  MOE_TRY(moe.expert_width, reader.Int(family == Family::kQwen3Moe ? "moe_intermediate_size" : "intermediate_size"));
+  router.normalize = true;
+  if (!mixtral) {
+    MOE_TRY(router.normalize, reader.Bool("norm_topk_prob", false));
+  }
+  MOE_TRY(router.balance_loss, reader.Number("router_aux_loss_coef", Info(family).balance_loss));
+  router.z_loss = 0;
+  if (reader.Has("moe_cpp")) {
+    if (!reader.at("moe_cpp").is_object()) return Err(reader.where(), "moe_cpp: expected an object");
+    const Reader ours(reader.at("moe_cpp"), reader.where() + ": moe_cpp");
+    MOE_TRY(router.capacity_factor, ours.Number("capacity_factor", 0));
+    MOE_TRY(router.z_loss, ours.Number("router_z_loss_coef", 0));
+  }
+  return layer;
+}
+
+Result<std::vector<LayerSpec>> ParseLayers(Family family, const Reader& reader) {
+  constexpr int64_t kMaxLayers = 4096;
+  MOE_TRY(const int64_t count, reader.Int("num_hidden_layers"));
+  if (count < 1 || count > kMaxLayers) {
+    return Err(reader.where(), "num_hidden_layers: got {}, expected 1 to {}", count, kMaxLayers);
+  }
+  std::vector<LayerSpec> layers;
+  if (family == Family::kMoeCpp) {
+    if (!reader.Has("layers") || !reader.at("layers").is_array() || static_cast<int64_t>(reader.at("layers").size()) != count) {
+      return Err(reader.where(), "layers: expected a list of {} objects", count);
+    }
+    for (const json& layer : reader.at("layers")) {
+      const std::string where = fmt::format("{}: layers: {}", reader.where(), layers.size());
+      if (!layer.is_object()) return Err(where, "got {}, expected an object", Printable(layer.dump()));
+      MOE_TRY(layers.emplace_back(), ParseMoeCppLayer(Reader(layer, where)));
+    }
+    return layers;
+  }
+  LayerSpec dense{.ffn = FfnKind::kDense}, moe;
+  const bool has_moe = family != Family::kLlama && family != Family::kQwen3;
+  if (has_moe) {
+    MOE_TRY(moe, ParseMoeLayer(family, reader));
+  }
+  std::vector<bool> is_dense(static_cast<size_t>(count), !has_moe);
+  if (family == Family::kQwen3Moe) {
+    MOE_TRY(const int64_t step, reader.Int("decoder_sparse_step", 1));
+    if (step < 1) return Err(reader.where(), "decoder_sparse_step: got {}, expected at least 1", step);
+    for (size_t l = 0; l < is_dense.size(); ++l) is_dense[l] = (static_cast<int64_t>(l) + 1) % step != 0;
+    if (reader.Has("mlp_only_layers")) {
+      const json& list = reader.at("mlp_only_layers");
+      if (!list.is_array()) return Err(reader.where(), "mlp_only_layers: expected a list of layers");
+      for (const json& l : list) {
+        if (!l.is_number_integer() || l.get<int64_t>() < 0 || l.get<int64_t>() >= count) {
+          return Err(reader.where(), "mlp_only_layers: got {}, expected a layer, 0 to {}", Printable(l.dump()), count - 1);
+        }
+        is_dense[l.get<size_t>()] = true;
+      }
+    }
+  }
+  if (std::any_of(is_dense.begin(), is_dense.end(), [](bool d) { return d; })) {
+    MOE_TRY(dense.ffn_width, reader.Int("intermediate_size"));
+  }
+  for (const bool d : is_dense) layers.push_back(d ? dense : moe);
+  return layers;
+}
+
+// ---- writing ----------------------------------------------------------------------------------------------------------------
+
+bool SameMoe(const MoeConfig& a, const MoeConfig& b) {
+  const RouterConfig &x = a.router, &y = b.router;
+  return x.num_experts == y.num_experts && x.top_k == y.top_k && x.score == y.score && x.normalize == y.normalize &&
+         x.capacity_factor == y.capacity_factor && x.balance_loss == y.balance_loss && x.z_loss == y.z_loss &&
+         a.expert_width == b.expert_width && a.shared_width() == b.shared_width();
+}
+
+ordered_json MoeCppLayer(const LayerSpec& layer) {
+  if (layer.ffn == FfnKind::kDense) return {{"ffn", "dense"}, {"intermediate_size", layer.ffn_width}};
+  const MoeConfig& moe = layer.moe;
+  const RouterConfig& router = moe.router;
+  return {{"ffn", "moe"},
+          {"num_experts", router.num_experts},
+          {"num_experts_per_tok", router.top_k},
+          {"moe_intermediate_size", moe.expert_width},
+          {"n_shared_experts", moe.num_shared_experts},
+          {"shared_expert_intermediate_size", moe.shared_expert_width},
+          {"scoring_func", router.score == RouterScore::kSoftmax ? "softmax" : "topk_softmax"},
+          {"norm_topk_prob", router.normalize},
+          {"capacity_factor", router.capacity_factor},
+          {"router_aux_loss_coef", router.balance_loss},
+          {"router_z_loss_coef", router.z_loss}};
+}
+
+void WriteMoe(Family family, const ModelConfig& config, ordered_json& out) {
+  const LayerSpec *moe = nullptr, *dense = nullptr;
+  ordered_json mlp_only = ordered_json::array();
+  for (size_t l = 0; l < config.layers.size(); ++l) {
+    const LayerSpec& layer = config.layers[l];
+    (layer.ffn == FfnKind::kMoe ? moe : dense) = &layer;
+    if (layer.ffn == FfnKind::kDense) mlp_only.push_back(l);
+  }
+  if (moe == nullptr) {
+    out["intermediate_size"] = dense->ffn_width;
+    return;
+  }
+  const RouterConfig& router = moe->moe.router;
+  const int64_t width = moe->moe.expert_width;
+  out[family == Family::kMixtral ? "num_local_experts" : "num_experts"] = router.num_experts;
+  out["num_experts_per_tok"] = router.top_k;
+  if (family == Family::kQwen3Moe) {
+    out["intermediate_size"] = dense != nullptr ? dense->ffn_width : width * router.top_k;
+    out["moe_intermediate_size"] = width;
+    out["decoder_sparse_step"] = 1;
+    out["mlp_only_layers"] = mlp_only;
+  } else {
+    out["intermediate_size"] = width;
+  }
+  if (family != Family::kMixtral) out["norm_topk_prob"] = router.normalize;
+  out["router_aux_loss_coef"] = router.balance_loss;
+  out["moe_cpp"] = {{"capacity_factor", router.capacity_factor}, {"router_z_loss_coef", router.z_loss}};
+}
+
+constexpr std::array<std::string_view, 3> kQkNorms = {"none", "per_head", "whole"};
+
+}  // namespace
+
+std::string_view ModelType(Family family) {
+  return Info(family).model_type;
+}
+std::string_view Architecture(Family family) {
+  return Info(family).architecture;
+}
+
+Family FamilyOf(const ModelConfig& config) {
+  const LayerSpec *moe = nullptr, *dense = nullptr;
+  for (const LayerSpec& layer : config.layers) {
+    const LayerSpec*& first = layer.ffn == FfnKind::kMoe ? moe : dense;
+    if (first == nullptr) first = &layer;
+    const bool same = layer.ffn == FfnKind::kMoe ? SameMoe(layer.moe, first->moe) : layer.ffn_width == first->ffn_width;
+    if (!same) return Family::kMoeCpp;
+  }
+  if (moe == nullptr) {
+    if (config.qk_norm == QkNorm::kNone) return Family::kLlama;
+    return config.qk_norm == QkNorm::kPerHead ? Family::kQwen3 : Family::kMoeCpp;
+  }
+  if (moe->moe.shared_width() > 0 || moe->moe.router.score != RouterScore::kSoftmax) return Family::kMoeCpp;
+  switch (config.qk_norm) {
+    case QkNorm::kNone:
+      return dense == nullptr && moe->moe.router.normalize ? Family::kMixtral : Family::kMoeCpp;
+    case QkNorm::kWhole:  // OLMoE knows no head_dim
+      return dense == nullptr && config.num_heads * config.head_width == config.hidden ? Family::kOlmoe : Family::kMoeCpp;
+    case QkNorm::kPerHead:
+      return Family::kQwen3Moe;
+  }
+  return Family::kMoeCpp;
+}
+
+Result<ModelConfig> ParseHfConfig(const json& object, const std::string& where) {
+  if (!object.is_object()) return Err(where, "got {}, expected an object", Printable(object.dump()));
+  const Reader reader(object, where);
+  MOE_TRY(const Family family, ParseFamily(reader));
+  MOE_TRY(RefuseWhatWeDoNotCompute(reader));
+  const FamilyInfo& info = Info(family);
+  ModelConfig config;
+  MOE_TRY(config.vocab_size, reader.Int("vocab_size"));
+  MOE_TRY(config.hidden, reader.Int("hidden_size"));
+  MOE_TRY(config.num_heads, reader.Int("num_attention_heads"));
+  MOE_TRY(config.num_kv_heads, reader.Int("num_key_value_heads", config.num_heads));
+  MOE_TRY(config.context, reader.Int("max_position_embeddings"));
+  if (family == Family::kOlmoe || !reader.Has("head_dim")) {
+    if (config.num_heads < 1 || config.hidden % config.num_heads != 0) {
+      return Err(where, "num_attention_heads: got {}, expected a divisor of hidden_size, {}", config.num_heads, config.hidden);
+    }
+    config.head_width = config.hidden / config.num_heads;
+  } else {
+    MOE_TRY(config.head_width, reader.Int("head_dim"));
+  }
+  MOE_TRY(config.rope_theta, ParseRopeTheta(reader, info.rope_theta));
+  MOE_TRY(const double epsilon, reader.Number("rms_norm_eps", info.norm_epsilon));
+  config.norm_epsilon = static_cast<float>(epsilon);
+  MOE_TRY(config.tie_embeddings, reader.Bool("tie_word_embeddings", false));
+  MOE_TRY(config.bos_id, reader.TokenId("bos_token_id"));
+  MOE_TRY(config.eos_id, reader.TokenId("eos_token_id"));
+  if (family == Family::kOlmoe) config.qk_norm = QkNorm::kWhole;
+  if (family == Family::kQwen3Moe || family == Family::kQwen3) config.qk_norm = QkNorm::kPerHead;
+  if (family == Family::kMoeCpp) {
+    MOE_TRY(const std::string norm, reader.String("qk_norm", "none"));
+    const auto found = std::find(kQkNorms.begin(), kQkNorms.end(), norm);
+    if (found == kQkNorms.end()) {
+      return Err(where, "qk_norm: got \"{}\", expected \"none\", \"per_head\" or \"whole\"", Printable(norm));
+    }
+    config.qk_norm = static_cast<QkNorm>(found - kQkNorms.begin());
+  }
+  MOE_TRY(config.layers, ParseLayers(family, reader));
+  MOE_TRY(Validate(config, where));
+  return config;
+}
+
+std::string HfConfigText(const ModelConfig& config, DType dtype) {
+  const Family family = FamilyOf(config);
+  ordered_json out;
+  out["architectures"] = {Architecture(family)};
+  out["model_type"] = ModelType(family);
+  out["vocab_size"] = config.vocab_size;
+  out["hidden_size"] = config.hidden;
+  out["num_hidden_layers"] = config.layers.size();
+  out["num_attention_heads"] = config.num_heads;
+  out["num_key_value_heads"] = config.num_kv_heads;
+  out["head_dim"] = config.head_width;
+  out["max_position_embeddings"] = config.context;
+  out["rope_theta"] = config.rope_theta;
+  out["rms_norm_eps"] = Shortest(config.norm_epsilon);
+  out["hidden_act"] = "silu";
+  out["attention_bias"] = false;
+  out["tie_word_embeddings"] = config.tie_embeddings;
+  out["bos_token_id"] = config.bos_id < 0 ? ordered_json() : ordered_json(config.bos_id);
+  out["eos_token_id"] = config.eos_id < 0 ? ordered_json() : ordered_json(config.eos_id);
+  out["torch_dtype"] = dtype == DType::kBf16 ? "bfloat16" : "float32";
+  if (family == Family::kMoeCpp) {
+    out["qk_norm"] = kQkNorms[static_cast<size_t>(config.qk_norm)];
+    out["layers"] = ordered_json::array();
+    for (const LayerSpec& layer : config.layers) out["layers"].push_back(MoeCppLayer(layer));
+  } else {
+    WriteMoe(family, config, out);
+  }
+  return out.dump(2) + "\n";
+}
+
+}  // namespace moe

@@ -1,0 +1,147 @@
+#include "moe/model/model.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "moe/base/rng.h"
+#include "moe/model/model_pass.h"
+#include "moe/ops/chunks.h"
+
+namespace moe {
+namespace {
+
+constexpr double kInitDeviation = 0.02;
+
+uint64_t HashName(std::string_view name) {  // FNV-1a
+  uint64_t hash = 0xcbf29ce484222325u;
+  for (const char c : name) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001b3u;
+  return hash;
+}
+
+// Each chunk of values has its own stream: filled by any number of threads alike.
+void FillNormal(Parameter& parameter, double deviation, uint64_t seed, ExecContext& ctx) {
+  constexpr int64_t kChunk = 1 << 14;
+  const uint64_t stream = HashName(parameter.name);
+  float* values = parameter.value.data();
+  ForEachChunk(parameter.value.size(), kChunk, ctx, [&](int64_t begin, int64_t end, int) {
+    Rng rng(seed, stream + static_cast<uint64_t>(begin / kChunk));
+    for (int64_t i = begin; i < end; ++i) values[i] = static_cast<float>(rng.Normal() * deviation);
+  });
+}
+
+}  // namespace
+
+void StepStats::Clear() {
+  loss_sum = 0, num_targets = 0;
+  for (LayerStats& layer : layers) {
+    std::fill(layer.tokens_per_expert.begin(), layer.tokens_per_expert.end(), 0);
+    layer.num_tokens = layer.num_slots = layer.num_dropped = 0;
+    layer.balance_loss = layer.z_loss = layer.entropy = 0;
+  }
+}
+
+Model::Model(ModelConfig config, DType format, bool training, bool masters)
+    : config_(std::move(config)), format_(format), training_(training), store_(masters) {
+  const Status valid = Validate(config_, "model");
+  MOE_CHECK(valid.has_value(), "{}", valid ? "" : valid.error().Message());
+  MOE_CHECK(masters || !training, "training needs masters");
+  const int64_t D = config_.hidden, P = config_.head_width, H = config_.num_heads, G = config_.num_kv_heads;
+  rope_ = MakeRopeTable(config_.context, P, config_.rope_theta);
+  const auto packed = [&](std::string name, std::vector<int64_t> shape) {
+    return PackedParameter(&store_.Add(std::move(name), std::move(shape), true), format_);
+  };
+  const auto norm = [&](std::string name, int64_t width) { return &store_.Add(std::move(name), {width}, false); };
+
+  embedding_ = &store_.Add("embedding", {config_.vocab_size, D}, true);
+  blocks_.resize(config_.layers.size());
+  for (size_t l = 0; l < blocks_.size(); ++l) {
+    Block& block = blocks_[l];
+    const std::string prefix = fmt::format("layers.{}.", l);
+    block.spec = config_.layers[l];
+    block.attention.norm = norm(prefix + "attention.norm", D);
+    block.attention.qkv = packed(prefix + "attention.qkv", {(H + 2 * G) * P, D});
+    block.attention.out = packed(prefix + "attention.out", {D, H * P});
+    if (config_.qk_norm != QkNorm::kNone) {
+      const bool whole = config_.qk_norm == QkNorm::kWhole;
+      block.attention.q_norm = norm(prefix + "attention.q_norm", whole ? H * P : P);
+      block.attention.k_norm = norm(prefix + "attention.k_norm", whole ? G * P : P);
+    }
+    block.ffn_norm = norm(prefix + "ffn_norm", D);
+    if (block.spec.ffn == FfnKind::kDense) {
+      const int64_t F = block.spec.ffn_width;
+      block.dense.gate_up = packed(prefix + "dense.gate_up", {2 * F, D});
+      block.dense.down = packed(prefix + "dense.down", {D, F});
+    } else {
+      block.moe.config = block.spec.moe;
+      block.moe.weights = AddMoeWeights(block.spec.moe, D, prefix + "moe.", format_, store_);
+    }
+  }
+  final_norm_ = norm("final_norm", D);
+  head_ = config_.tie_embeddings ? PackedParameter(embedding_, format_) : packed("head", {config_.vocab_size, D});
+  if (!masters) {
+    embedding_->value.Allocate();
+    for (Parameter& parameter : store_.all()) {
+      if (parameter.value.shape().size() == 1) parameter.value.Allocate();
+    }
+    for (Block& block : blocks_) {
+      if (block.spec.ffn == FfnKind::kMoe) block.moe.weights.router->value.Allocate();
+    }
+  }
+  if (training_) store_.AllocateGradients();
+}
+
+void Model::Initialize(uint64_t seed, ExecContext& ctx) {
+  const double out_deviation = kInitDeviation / std::sqrt(2.0 * static_cast<double>(blocks_.size()));
+  const auto is_output = [&](const Parameter* p) {
+    return std::any_of(blocks_.begin(), blocks_.end(), [&](const Block& block) {
+      if (p == &block.attention.out.parameter()) return true;
+      if (block.spec.ffn == FfnKind::kDense) return p == &block.dense.down.parameter();
+      const MoeWeights& moe = block.moe.weights;
+      return p == &moe.down.parameter() || (block.spec.moe.shared_width() > 0 && p == &moe.shared_down.parameter());
+    });
+  };
+  for (Parameter& parameter : store_.all()) {
+    if (parameter.value.empty()) continue;
+    if (parameter.value.shape().size() == 1) {
+      std::fill(parameter.value.span().begin(), parameter.value.span().end(), 1.0f);
+    } else {
+      FillNormal(parameter, is_output(&parameter) ? out_deviation : kInitDeviation, seed, ctx);
+    }
+  }
+  Repack(ctx);
+}
+
+void Model::Repack(ExecContext& ctx) {
+  ModelPass::ForEachPacked(*this, true, [&](PackedParameter& packed) {
+    if (!packed.parameter().value.empty()) packed.Repack(training_, ctx);
+  });
+}
+
+void Model::RepackAndDropMasters(ExecContext& ctx) {
+  MOE_CHECK(!training_, "a model that trains needs its masters");
+  ModelPass::ForEachPacked(*this, true, [&](PackedParameter& packed) {
+    if (packed.parameter().value.empty()) return;
+    packed.Repack(false, ctx);
+    if (&packed.parameter() != embedding_) packed.DropMaster();
+  });
+}
+
+int64_t Model::PackedStorageBytes() const {
+  int64_t bytes = 0;
+  ModelPass::ForEachPacked(const_cast<Model&>(*this), false,
+                           [&](PackedParameter& packed) { bytes += packed.StorageBytes(training_); });
+  return bytes;
+}
+
+void Model::UsePackedStorage(std::span<std::byte> bytes) {
+  MOE_CHECK(static_cast<int64_t>(bytes.size()) == PackedStorageBytes(), "{} bytes, expected {}", bytes.size(),
+            PackedStorageBytes());
+  size_t begin = 0;
+  ModelPass::ForEachPacked(*this, false, [&](PackedParameter& packed) {
+    const auto size = static_cast<size_t>(packed.StorageBytes(training_));
+    packed.UseStorage(bytes.subspan(begin, size), training_);
+    begin += size;
+  });
+}
+
+}  // namespace moe
