@@ -91,7 +91,7 @@ Status Model::ForwardBackward(const StepBatch& batch, std::span<const int32_t> t
   const MatView<float> normed = pass.Matrix(T, config_.hidden), d_normed = pass.Matrix(T, config_.hidden),
                        d_x = pass.Matrix(T, config_.hidden);
 
-  MOE_TRY(const MatView<float> x, pass.Layers(rows, nullptr, saved, stats));
+  MOE_TRY(const MatView<float> x, pass.Layers(rows, nullptr, normed, saved, stats));
   pass.HeadForwardBackward(x, real_targets, grad_scale, normed, d_x, loss);
   MOE_TRY(pass.AddLoss(loss, real_targets, saved, stats));
   for (size_t l = blocks_.size(); l-- > 0;) {

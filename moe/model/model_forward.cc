@@ -224,11 +224,10 @@ Status ModelPass::FfnForward(const Block& block, const PassRows& rows, MatView<f
   return {};
 }
 
-Result<MatView<float>> ModelPass::Layers(const PassRows& rows, KvCache* cache, std::span<LayerSaved> saved,
-                                         StepStats* stats) const {
+Result<MatView<float>> ModelPass::Layers(const PassRows& rows, KvCache* cache, MatView<float> normed,
+                                         std::span<LayerSaved> saved, StepStats* stats) const {
   const int64_t T = rows.num_rows();
   MatView<float> x = Matrix(T, D());
-  const MatView<float> normed = Matrix(T, D());
   EmbeddingForward(model.embedding_->value.mat(), rows.ids, x, ctx);
   if (stats != nullptr) stats->layers.resize(model.blocks_.size());
   const auto next = [&] { return saved.empty() ? x : Matrix(T, D()); };  // when saving, every stage of the stream is kept
@@ -257,7 +256,8 @@ Result<MatView<float>> Model::Forward(const StepBatch& batch, StepStats* stats, 
   const MatView<float> logits = pass.Matrix(num_logits, config_.vocab_size);
   Arena::Scope scope(ctx.arena);
   MOE_TRY(const PassRows rows, pass.CheckRows(batch));
-  MOE_TRY(const MatView<float> x, pass.Layers(rows, batch.cache, {}, stats));
+  const MatView<float> normed = pass.Matrix(rows.num_rows(), config_.hidden);
+  MOE_TRY(const MatView<float> x, pass.Layers(rows, batch.cache, normed, {}, stats));
   const MatView<float> asked = pass.Matrix(num_logits, config_.hidden);
   for (int64_t i = 0; i < num_logits; ++i) {
     const int64_t row = batch.logit_rows[static_cast<size_t>(i)];
@@ -278,8 +278,8 @@ Status Model::Evaluate(const StepBatch& batch, std::span<const int32_t> targets,
   MOE_CHECK(loss_per_row.empty() || static_cast<int64_t>(loss_per_row.size()) == T, "{} losses for {} rows",
             loss_per_row.size(), T);
   MOE_TRY(const std::span<const int32_t> real_targets, pass.CheckTargets(rows, targets));
-  MOE_TRY(const MatView<float> x, pass.Layers(rows, batch.cache, {}, stats));
-  const MatView<float> normed = pass.Matrix(std::min(chunk, T), config_.hidden);
+  const MatView<float> normed = pass.Matrix(T, config_.hidden);
+  MOE_TRY(const MatView<float> x, pass.Layers(rows, batch.cache, normed, {}, stats));
   const MatView<float> logits = pass.Matrix(std::min(chunk, T), config_.vocab_size);
   const auto loss = ctx.arena.Alloc<float>(T);
   for (int64_t begin = 0; begin < T; begin += chunk) {

@@ -54,8 +54,10 @@ struct ModelPass {
   Result<PassRows> CheckRows(const StepBatch& batch) const;
   Result<std::span<const int32_t>> CheckTargets(const PassRows& rows,
                                                 std::span<const int32_t> targets) const;  // -1 for padding
-  // The stream after all layers, in the arena. saved [L], empty when inferring. stats may be null.
-  Result<MatView<float>> Layers(const PassRows& rows, KvCache* cache, std::span<LayerSaved> saved, StepStats* stats) const;
+  // The stream after all layers, in the arena. normed [T,D]: scratch; when saving, backward must be given the same, because the
+  // MoE layers remember where their input lay. saved [L], empty when inferring. stats may be null.
+  Result<MatView<float>> Layers(const PassRows& rows, KvCache* cache, MatView<float> normed, std::span<LayerSaved> saved,
+                                StepStats* stats) const;
   // x_out = x + block(norm(x)); x_out may be x when nothing is saved. normed [T,D]: scratch.
   void AttentionForward(const Block& block, int64_t layer, const PassRows& rows, KvCache* cache, MatView<float> normed,
                         MatView<float> x, MatView<float> x_out, LayerSaved* saved) const;

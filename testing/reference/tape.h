@@ -31,7 +31,12 @@ struct Var {
 
 class Tape {
  public:
-  Tape() : previous_(current_tape) { current_tape = this; }
+  // kFloat32: every value and every adjoint is rounded to float32, as a plain float program would have them. The difference to
+  // the same formula in double says how much rounding a formula of this size and condition feels.
+  enum class Precision { kDouble, kFloat32 };
+  explicit Tape(Precision precision = Precision::kDouble) : precision_(precision), previous_(current_tape) {
+    current_tape = this;
+  }
   ~Tape() { current_tape = previous_; }
   Tape(const Tape&) = delete;
   Tape& operator=(const Tape&) = delete;
@@ -43,8 +48,9 @@ class Tape {
     return static_cast<int32_t>(edge_begin_.size()) - 1;
   }
   void AddEdge(const Var& parent, double partial) {
-    if (parent.node >= 0) edges_.push_back({partial, parent.node});
+    if (parent.node >= 0) edges_.push_back({Round(partial), parent.node});
   }
+  double Round(double x) const { return precision_ == Precision::kDouble ? x : static_cast<double>(static_cast<float>(x)); }
 
   Var Input(double value) { return {value, AddNode()}; }
   template <class Values>
@@ -65,7 +71,8 @@ class Tape {
       const int64_t end = next < edge_begin_.size() ? edge_begin_[next] : static_cast<int64_t>(edges_.size());
       for (int64_t e = edge_begin_[static_cast<size_t>(n)]; e < end; ++e) {
         const Edge& edge = edges_[static_cast<size_t>(e)];
-        adjoint[static_cast<size_t>(edge.parent)] += a * edge.partial;
+        double& parent = adjoint[static_cast<size_t>(edge.parent)];
+        parent = Round(parent + Round(a * edge.partial));
       }
     }
     std::vector<double> out;
@@ -85,6 +92,7 @@ class Tape {
   };
   std::vector<int64_t> edge_begin_;  // of each node
   std::vector<Edge> edges_;
+  Precision precision_;
   Tape* previous_;
 };
 
@@ -92,14 +100,14 @@ inline Var Record1(double value, const Var& a, double da) {
   if (a.node < 0) return {value};
   const int32_t node = current_tape->AddNode();
   current_tape->AddEdge(a, da);
-  return {value, node};
+  return {current_tape->Round(value), node};
 }
 inline Var Record2(double value, const Var& a, double da, const Var& b, double db) {
   if (a.node < 0 && b.node < 0) return {value};
   const int32_t node = current_tape->AddNode();
   current_tape->AddEdge(a, da);
   current_tape->AddEdge(b, db);
-  return {value, node};
+  return {current_tape->Round(value), node};
 }
 
 inline Var operator+(const Var& a, const Var& b) {
@@ -171,7 +179,7 @@ inline Var DotOf(int64_t n, const Var* a, int64_t a_stride, const Var* b, int64_
   double sum = 0;
   for (int64_t i = 0; i < n; ++i) {
     const Var &x = a[i * a_stride], &y = b[i * b_stride];
-    sum += x.value * y.value;
+    sum = current_tape->Round(sum + current_tape->Round(x.value * y.value));
     current_tape->AddEdge(x, y.value);
     current_tape->AddEdge(y, x.value);
   }
