@@ -10,12 +10,10 @@
 #include "testing/matchers.h"
 #include "testing/random.h"
 #include "testing/reference/moe_twin.h"
+#include "tests/mixture/router_fixture.h"
 
 namespace moe::test {
 
-inline std::vector<float> Floats(std::span<const float> x) {
-  return {x.begin(), x.end()};
-}
 inline std::vector<double> ToDoubles(const std::vector<float>& x) {
   return {x.begin(), x.end()};
 }
@@ -86,7 +84,7 @@ class Layer {
     step.expert.assign(saved.routing.expert.begin(), saved.routing.expert.end());
     step.slot_row.assign(saved.plan.slot_row.begin(), saved.plan.slot_row.end());
     step.gate = Floats(saved.routing.gate);
-    step.probs = Floats({saved.router.probs.data, static_cast<size_t>(saved.router.probs.size())});
+    step.probs = Floats(std::span(saved.router.probs.data, static_cast<size_t>(saved.router.probs.size())));
     const auto grad = [&](const char* name) {
       Parameter* p = store_.Find(std::string("moe.") + name);
       return p == nullptr ? std::vector<float>() : Floats(p->grad.span());
