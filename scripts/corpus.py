@@ -218,6 +218,7 @@ def make(out, packages):
             texts = build(scratch / "root")
         for name, expected in FILES.items():
             check(name, texts[name], expected)
+        for name, expected in FILES.items():
             if not is_right(folder / name, expected):
                 write(folder / name, texts[name])
     print(f"{'file':<44}{'bytes':>10}  sha256")
