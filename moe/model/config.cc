@@ -28,7 +28,7 @@ bool ModelConfig::has_experts() const {
 
 Status Validate(const ModelConfig& config, const std::string& where) {
   // Generous ceilings: what is above them is a corrupt file, and products of two of them stay far from overflow.
-  constexpr int64_t kMaxWidth = int64_t{1} << 24, kMaxLayers = 4096;
+  constexpr int64_t kMaxWidth = int64_t{1} << 24, kMaxLayers = 4096, kMaxRopeTable = int64_t{1} << 29;
   const auto positive = [&](const char* name, int64_t value) -> Status {
     if (value < 1 || value > kMaxWidth) return Err(where, "got {} {}, expected 1 to {}", name, value, kMaxWidth);
     return {};
@@ -45,6 +45,10 @@ Status Validate(const ModelConfig& config, const std::string& where) {
   }
   if (config.head_width % 2 != 0) return Err(where, "got head width {}, expected an even number", config.head_width);
   MOE_TRY(positive("query width", config.num_heads * config.head_width));
+  if (config.context * config.head_width >= kMaxRopeTable) {
+    return Err(where, "got context {} of heads {} wide, expected a product below {}", config.context, config.head_width,
+               kMaxRopeTable);
+  }
   if (!std::isfinite(config.rope_theta) || config.rope_theta <= 0) {
     return Err(where, "got rope theta {}, expected a positive number", config.rope_theta);
   }
