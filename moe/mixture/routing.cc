@@ -32,6 +32,12 @@ void SelectTopK(const float* z, int64_t E, int64_t k, int32_t* out) {
   }
 }
 
+// Entropies of tokens are rounded to whole units of kEntropyUnit: then their sum is exact, and the same however tokens are
+// grouped into steps (an evaluation must not depend on its batch).
+double WholeUnits(double entropy) {
+  return std::round(entropy / kEntropyUnit) * kEntropyUnit;
+}
+
 // What a chunk of tokens adds to the sums.
 struct Partial {
   std::span<double> prob_sum;  // [E]
@@ -130,7 +136,7 @@ Result<Routing> Route(const RouterConfig& config, MatView<const float> logits, s
       ctx.kernels.scale(1 / sum, E, p);
       for (int64_t e = 0; e < E; ++e) partial.prob_sum[static_cast<size_t>(e)] += p[e];
       const double log_sum = std::log(static_cast<double>(sum)), log_sum_exp = static_cast<double>(max) + log_sum;
-      partial.entropy += log_sum - static_cast<double>(ctx.kernels.dot(p, shifted, E));
+      partial.entropy += WholeUnits(log_sum - static_cast<double>(ctx.kernels.dot(p, shifted, E)));
       partial.z_loss += log_sum_exp * log_sum_exp;
       if (saved != nullptr) saved->log_sum_exp[static_cast<size_t>(t)] = static_cast<float>(log_sum_exp);
     }

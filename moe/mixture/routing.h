@@ -33,6 +33,8 @@ struct RouterConfig {
 // always 1 and the router would get no gradient. `where` names the file or recipe in the error.
 Status Validate(const RouterConfig& config, const std::string& where);
 
+inline constexpr double kEntropyUnit = 0x1p-30;  // nats: a token's entropy is a whole multiple of it
+
 // What routing measured on the way. Padding rows are in none of it.
 struct RouterAux {
   double balance_loss = 0;               // Switch loss, without its coefficient

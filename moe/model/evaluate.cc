@@ -7,10 +7,6 @@
 namespace moe {
 namespace {
 
-// Routers give entropies in whole multiples of this per token (routing.cc), so that sums do not depend on how tokens are
-// grouped.
-constexpr double kEntropyUnit = 0x1p-30;
-
 struct Window {
   size_t document;
   std::span<const int32_t> tokens;
@@ -19,7 +15,7 @@ struct Window {
 struct RouterSums {
   std::vector<int64_t> tokens_per_expert;
   int64_t num_tokens = 0, num_slots = 0, num_dropped = 0;
-  double entropy_units = 0;  // whole numbers, exact
+  double entropy_units = 0;  // kEntropyUnit each: a whole number, so that sums are exact however tokens are grouped
 };
 
 void Add(const LayerStats& stats, RouterSums& sums) {
