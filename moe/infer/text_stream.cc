@@ -45,9 +45,9 @@ std::string TextStream::Push(std::string_view bytes) {
 
 std::string TextStream::Flush() {
   if (stopped_) return "";
-  std::string text = utf8_.Push(held_) + utf8_.Flush();
+  std::string text = utf8_.Push(held_);
   held_.clear();
-  return text;
+  return text += utf8_.Flush();
 }
 
 }  // namespace moe

@@ -1,0 +1,257 @@
+#include "moe/infer/generate.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "moe/files/utf8.h"
+#include "testing/matchers.h"
+#include "testing/random.h"
+#include "testing/test_context.h"
+#include "testing/tiny_model.h"
+
+namespace moe {
+namespace {
+
+using namespace moe::test;
+
+constexpr int64_t kContext = 24;
+
+// A model of bytes whose weights are wild enough to say something else after every prompt.
+struct Tiny {
+  TestContext t;
+  Tokenizer tokenizer = Tokenizer::Bytes();
+  Model model;
+  explicit Tiny(int num_threads = 1, DType format = DType::kF32, int32_t eos_id = -1, int64_t vocab_size = 259)
+      : t(num_threads), model(Config(eos_id, vocab_size), format, false) {
+    FillParameters(model, 5, t.ctx);
+  }
+  static ModelConfig Config(int32_t eos_id, int64_t vocab_size) {
+    ModelConfig config = TinyMoe();
+    config.vocab_size = vocab_size;
+    config.context = kContext;
+    config.bos_id = 256;
+    config.eos_id = eos_id;
+    return config;
+  }
+
+  std::vector<Generation> Run(std::span<const GenerateRequest> requests, GenerateOptions options = {}) {
+    auto result = Generate(model, tokenizer, requests, options, nullptr, t.ctx);
+    EXPECT_TRUE(result) << result.error().Message();
+    return result ? std::move(*result) : std::vector<Generation>(requests.size());
+  }
+  Generation RunOne(const GenerateRequest& request, GenerateOptions options = {}) { return Run({&request, 1}, options)[0]; }
+  std::string Message(const GenerateRequest& request) {
+    const auto result = Generate(model, tokenizer, {&request, 1}, {}, nullptr, t.ctx);
+    return result ? "done" : result.error().Message();
+  }
+};
+
+SamplerConfig Greedy() {
+  return {.temperature = 0};
+}
+// Draws from nearly everything.
+SamplerConfig Wild(uint64_t seed) {
+  return {.temperature = 1.5f, .top_k = 0, .top_p = 1, .min_p = 0, .seed = seed};
+}
+
+// What is not UTF-8 as U+FFFD.
+std::string AsText(std::string_view bytes) {
+  Utf8Stream stream;
+  std::string text = stream.Push(bytes);
+  return text += stream.Flush();
+}
+
+// Without a cache: the whole sequence again for every token.
+std::vector<int32_t> NaiveTokens(Tiny& tiny, const GenerateRequest& request) {
+  std::vector<int32_t> sequence = {256};
+  sequence.insert(sequence.end(), request.prompt.begin(), request.prompt.end());
+  std::vector<int32_t> generated;
+  while (static_cast<int64_t>(generated.size()) < request.max_tokens &&
+         (generated.empty() || generated.back() != tiny.tokenizer.eos_id())) {
+    std::vector<RowInfo> rows;
+    for (size_t i = 0; i < sequence.size(); ++i) {
+      rows.push_back({.sequence = 0, .position = static_cast<int32_t>(i), .token_id = sequence[i]});
+    }
+    const std::vector<int32_t> last = {static_cast<int32_t>(rows.size()) - 1};
+    tiny.t.arena.Reset();
+    const auto logits = tiny.model.Forward({.rows = rows, .logit_rows = last}, nullptr, tiny.t.ctx).value();
+    const auto token =
+        SampleToken(request.sampler, logits.row_span(0), sequence, static_cast<int64_t>(generated.size())).value();
+    sequence.push_back(token);
+    generated.push_back(token);
+  }
+  return generated;
+}
+
+TEST(Generate, IsWhatRepeatedForwardPassesGive) {
+  for (const DType format : {DType::kF32, DType::kBf16}) {
+    Tiny tiny(1, format);
+    Rng rng(1);
+    for (const int64_t prompt : {0, 1, 5, 13}) {
+      for (const SamplerConfig& sampler : {Greedy(), Wild(9), SamplerConfig{.repeat_penalty = 1.3f, .seed = 4}}) {
+        const GenerateRequest request{.prompt = RandomInts(prompt, 256, rng), .max_tokens = 10, .sampler = sampler};
+        const Generation got = tiny.RunOne(request);
+        EXPECT_EQ(got.tokens, NaiveTokens(tiny, request)) << prompt;
+      }
+    }
+  }
+}
+
+// Prompts of all lengths side by side, cut into small steps, on two threads: nobody sees anybody.
+TEST(Generate, CompanyDoesNotMatter) {
+  Tiny one(1), two(2);
+  Rng rng(2);
+  std::vector<GenerateRequest> requests;
+  for (uint64_t i = 0; i < 6; ++i) {
+    requests.push_back({.prompt = RandomInts(rng.Below(16), 256, rng),
+                        .max_tokens = 1 + rng.Below(12),
+                        .sampler = i % 2 == 0 ? Wild(i) : Greedy()});
+  }
+  std::vector<Generation> alone;
+  for (const GenerateRequest& request : requests) alone.push_back(one.RunOne(request));
+  for (Tiny* tiny : {&one, &two}) {
+    for (const int64_t prefill_rows : {1, 3, 512}) {
+      const auto together = tiny->Run(requests, {.prefill_rows = prefill_rows});
+      for (size_t i = 0; i < requests.size(); ++i) {
+        EXPECT_EQ(together[i].tokens, alone[i].tokens) << i;
+        EXPECT_EQ(together[i].text, alone[i].text);
+        EXPECT_EQ(together[i].reason, alone[i].reason);
+      }
+    }
+  }
+}
+
+TEST(Generate, TheSeedDecides) {
+  Tiny tiny;
+  GenerateRequest request{.prompt = {65, 66}, .max_tokens = 12, .sampler = Wild(1)};
+  const auto first = tiny.RunOne(request).tokens;
+  EXPECT_EQ(tiny.RunOne(request).tokens, first);
+  request.sampler.seed = 2;
+  EXPECT_NE(tiny.RunOne(request).tokens, first);
+}
+
+TEST(Generate, StopsAtTheNumberAskedFor) {
+  Tiny tiny;
+  for (const int64_t n : {0, 1, 7}) {
+    const Generation got = tiny.RunOne({.prompt = {1, 2, 3}, .max_tokens = n, .sampler = Greedy()});
+    EXPECT_EQ(static_cast<int64_t>(got.tokens.size()), n);
+    EXPECT_EQ(got.reason, StopReason::kMaxTokens);
+  }
+}
+
+// BOS and prompt take their places; the last token generated needs none.
+TEST(Generate, StopsWhereTheContextIsFull) {
+  Tiny tiny;
+  for (const int64_t prompt : {0, 10, 22, 23}) {
+    for (const int64_t n : {-1, 1000}) {
+      const Generation got =
+          tiny.RunOne({.prompt = std::vector<int32_t>(static_cast<size_t>(prompt), 7), .max_tokens = n, .sampler = Greedy()});
+      EXPECT_EQ(static_cast<int64_t>(got.tokens.size()), kContext - prompt);
+      EXPECT_EQ(got.reason, StopReason::kContext);
+    }
+  }
+  EXPECT_EQ(tiny.RunOne({.prompt = std::vector<int32_t>(23, 7), .max_tokens = 1, .sampler = Greedy()}).reason,
+            StopReason::kMaxTokens);
+}
+
+TEST(Generate, RefusesPromptsThatDoNotFit) {
+  Tiny tiny;
+  EXPECT_EQ(tiny.Message({.prompt = std::vector<int32_t>(24, 7)}), "[prompt] got 24 tokens, expected at most 23");
+  EXPECT_EQ(tiny.Message({.prompt = {1, 259}}), "[prompt] got token 259, expected 0..258");
+  EXPECT_EQ(tiny.Message({.prompt = {-1}}), "[prompt] got token -1, expected 0..258");
+  EXPECT_EQ(tiny.Message({.prompt = {1}, .sampler = {.top_p = 2}}), "[--top-p] got 2, expected 0..1");
+}
+
+TEST(Generate, StopsAtEos) {
+  const GenerateRequest request{.prompt = {10, 20}, .max_tokens = 15, .sampler = Wild(3)};
+  const auto tokens = Tiny().RunOne(request).tokens;
+  ASSERT_EQ(tokens.size(), 15u);
+  const int32_t eos = tokens[6];
+  const auto end = std::find(tokens.begin(), tokens.end(), eos) + 1;
+  const Generation got = Tiny(1, DType::kF32, eos).RunOne(request);
+  EXPECT_EQ(got.tokens, std::vector<int32_t>(tokens.begin(), end));
+  EXPECT_EQ(got.reason, StopReason::kEos);
+}
+
+TEST(Generate, StopsAtAStopStringAndLeavesItOut) {
+  Tiny tiny;
+  GenerateRequest request{.prompt = {10, 20}, .max_tokens = 15, .sampler = Wild(3)};
+  const auto tokens = tiny.RunOne(request).tokens;
+  request.stop = {"never", tiny.tokenizer.Decode(std::span(tokens).subspan(4, 3))};
+  const Generation got = tiny.RunOne(request);
+  EXPECT_EQ(got.tokens, std::vector<int32_t>(tokens.begin(), tokens.begin() + 7));
+  EXPECT_EQ(got.reason, StopReason::kStopString);
+  EXPECT_EQ(got.text, AsText(tiny.tokenizer.Decode(std::span(tokens).first(4))));
+}
+
+TEST(Generate, StreamsWhatItReturns) {
+  Tiny tiny;
+  std::vector<GenerateRequest> requests;
+  for (uint64_t i = 0; i < 3; ++i) requests.push_back({.prompt = {65}, .max_tokens = 15, .sampler = Wild(i)});
+  std::vector<std::string> streamed(3);
+  std::vector<int> calls(3);
+  GenerateOptions options;
+  options.on_text = [&](size_t s, std::string_view text) {
+    EXPECT_EQ(ValidUtf8Prefix(text), text.size());
+    streamed[s] += text;
+    ++calls[s];
+    return true;
+  };
+  const auto got = tiny.Run(requests, options);
+  for (size_t s = 0; s < 3; ++s) {
+    EXPECT_EQ(streamed[s], got[s].text);
+    EXPECT_GE(calls[s], 15);
+    EXPECT_EQ(got[s].text, AsText(tiny.tokenizer.Decode(got[s].tokens)));
+  }
+}
+
+TEST(Generate, EndsWhenTheReaderLeaves) {
+  Tiny tiny;
+  int calls = 0;
+  GenerateOptions options;
+  options.on_text = [&](size_t, std::string_view) { return ++calls < 4; };
+  const Generation got = tiny.RunOne({.prompt = {65}, .max_tokens = 15, .sampler = Greedy()}, options);
+  EXPECT_EQ(got.tokens.size(), 4u);
+  EXPECT_EQ(got.reason, StopReason::kCancelled);
+
+  calls = 3;  // during the prompt
+  options.prefill_rows = 2;
+  EXPECT_EQ(tiny.RunOne({.prompt = std::vector<int32_t>(9, 1), .max_tokens = 15}, options).tokens.size(), 0u);
+}
+
+// A vocabulary padded to a round number: ids that the tokenizer does not know are never drawn.
+TEST(Generate, DrawsOnlyTokensThatMeanSomething) {
+  Tiny tiny(1, DType::kF32, -1, 4096);
+  const Generation got = tiny.RunOne({.prompt = {65}, .sampler = Wild(1)});
+  EXPECT_EQ(static_cast<int64_t>(got.tokens.size()), kContext - 1);
+  EXPECT_LT(*std::max_element(got.tokens.begin(), got.tokens.end()), 259);
+}
+
+TEST(Generate, CountsTokensAndTime) {
+  Tiny tiny;
+  const std::vector<GenerateRequest> requests = {{.prompt = {1, 2, 3}, .max_tokens = 4}, {.prompt = {}, .max_tokens = 1}};
+  GenerateTimes times;
+  const auto got = Generate(tiny.model, tiny.tokenizer, requests, {}, &times, tiny.t.ctx);
+  ASSERT_TRUE(got);
+  EXPECT_EQ(times.prompt_tokens, 5);
+  EXPECT_EQ(times.decode_tokens, 3);
+  EXPECT_GT(times.prompt_s, 0);
+  EXPECT_GT(times.decode_s, 0);
+}
+
+TEST(Generate, NothingToDo) {
+  Tiny tiny;
+  EXPECT_TRUE(tiny.Run({}).empty());
+}
+
+TEST(Generate, DamagedWeightsAreAnError) {
+  Tiny tiny;
+  tiny.model.parameters().Find("final_norm")->value.data()[0] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_EQ(tiny.Message({.prompt = {65}, .max_tokens = 3}),
+            "[logits] got nan for token 0, expected a finite number; the model's weights may be damaged");
+}
+
+}  // namespace
+}  // namespace moe
