@@ -14,6 +14,7 @@
 #include <numeric>
 
 #include "moe/base/cpu_info.h"
+#include "moe/files/atomic_file.h"
 
 namespace moe {
 namespace {
@@ -189,13 +190,11 @@ Status WriteJsonResult(const CommonFlags& flags, const nlohmann::json& result) {
   }
   struct stat info = {};
   const bool special = ::stat(flags.json.c_str(), &info) == 0 && !S_ISREG(info.st_mode);  // a pipe or /dev/null stays one
-  const std::string path = special ? flags.json : flags.json + ".tmp";
-  const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (!special) return WriteFileAtomically(flags.json, text);
+  const int descriptor = ::open(flags.json.c_str(), O_WRONLY | O_CLOEXEC);
   if (descriptor < 0) return SystemErr(flags.json);
   Status status = WriteAll(descriptor, text, flags.json);
   if (::close(descriptor) != 0 && status) status = SystemErr(flags.json);
-  if (status && !special && std::rename(path.c_str(), flags.json.c_str()) != 0) status = SystemErr(flags.json);
-  if (!status && !special) ::unlink(path.c_str());
   return status;
 }
 

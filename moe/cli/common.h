@@ -19,6 +19,8 @@ class App;
 
 namespace moe {
 
+inline constexpr int kExitInterrupted = 130;  // exit code of work that Ctrl-C ended before it was done, as of shells
+
 struct CommonFlags {
   int threads = 0;   // 0: as many as this process may use
   std::string json;  // where the machine-readable result goes; "-": stdout; empty: nowhere
