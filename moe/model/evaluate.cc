@@ -14,7 +14,7 @@ struct Window {
 
 struct RouterSums {
   std::vector<int64_t> tokens_per_expert;
-  int64_t num_tokens = 0, num_slots = 0, num_dropped = 0;
+  int64_t num_tokens = 0, num_dropped = 0;
   double entropy_units = 0;  // kEntropyUnit each: a whole number, so that sums are exact however tokens are grouped
 };
 
@@ -22,7 +22,6 @@ void Add(const LayerStats& stats, RouterSums& sums) {
   sums.tokens_per_expert.resize(stats.tokens_per_expert.size());
   for (size_t e = 0; e < stats.tokens_per_expert.size(); ++e) sums.tokens_per_expert[e] += stats.tokens_per_expert[e];
   sums.num_tokens += stats.num_tokens;
-  sums.num_slots += stats.num_slots;
   sums.num_dropped += stats.num_dropped;
   sums.entropy_units += std::round(stats.entropy * static_cast<double>(stats.num_tokens) / kEntropyUnit);
 }
@@ -30,8 +29,8 @@ void Add(const LayerStats& stats, RouterSums& sums) {
 ExpertLoad ToLoad(RouterSums sums) {
   ExpertLoad load{.tokens_per_expert = std::move(sums.tokens_per_expert)};
   load.max_violation = MaxViolation(load.tokens_per_expert);
-  load.dead_experts = std::count(load.tokens_per_expert.begin(), load.tokens_per_expert.end(), 0);
-  if (sums.num_slots > 0) load.drop_rate = static_cast<double>(sums.num_dropped) / static_cast<double>(sums.num_slots);
+  load.dead_experts = DeadExperts(load.tokens_per_expert);
+  load.drop_rate = DropRate(sums.num_dropped, load.tokens_per_expert);
   if (sums.num_tokens > 0) load.entropy = sums.entropy_units * kEntropyUnit / static_cast<double>(sums.num_tokens);
   return load;
 }
@@ -70,13 +69,6 @@ Result<std::vector<Window>> CutWindows(std::span<const Document> documents, int6
 }
 
 }  // namespace
-
-double MaxViolation(std::span<const int64_t> tokens_per_expert) {
-  int64_t sum = 0, most = 0;
-  for (const int64_t n : tokens_per_expert) sum += n, most = std::max(most, n);
-  if (sum == 0) return 0;
-  return static_cast<double>(most) * static_cast<double>(tokens_per_expert.size()) / static_cast<double>(sum) - 1;
-}
 
 double BitsPerByte(double loss_sum, int64_t num_bytes) {
   return num_bytes == 0 ? 0 : loss_sum / std::numbers::ln2 / static_cast<double>(num_bytes);

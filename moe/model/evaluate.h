@@ -10,6 +10,7 @@
 #include <span>
 #include <vector>
 
+#include "moe/mixture/moe_metrics.h"
 #include "moe/model/model.h"
 
 namespace moe {
@@ -22,7 +23,6 @@ struct ExpertLoad {
   double entropy = 0;                      // of the router's softmax, nats, mean over tokens
   int64_t dead_experts = 0;                // those without a token
 };
-double MaxViolation(std::span<const int64_t> tokens_per_expert);
 
 struct Evaluation {
   double loss_sum = 0;  // nats

@@ -154,13 +154,6 @@ TEST(Evaluate, CountsDeadExperts) {
   EXPECT_EQ(result.layers[0].max_violation, 1);
 }
 
-TEST(Evaluate, MaxViolation) {
-  EXPECT_EQ(MaxViolation(std::vector<int64_t>{5, 5, 5}), 0);
-  EXPECT_EQ(MaxViolation(std::vector<int64_t>{8, 0, 0, 0}), 3);
-  EXPECT_EQ(MaxViolation(std::vector<int64_t>{0, 0}), 0);
-  EXPECT_EQ(MaxViolation({}), 0);
-}
-
 TEST(Evaluate, StopsWhenAskedTo) {
   Tiny tiny(WithBos(TinyMoe()));
   const std::vector<int32_t> tokens(40, 1);
