@@ -75,8 +75,22 @@ int UsableThreads() {
   return std::max(1, threads);
 }
 
-int64_t CacheBytes(int name) {
-  const long bytes = sysconf(name);
+// Of the first processor's cache of this level that holds data. sysconf guesses from CPUID and is off by a factor of ten on
+// some virtual machines, so it is asked only where /sys has nothing.
+int64_t CacheBytes(int level, int sysconf_name) {
+  const std::string folder = "/sys/devices/system/cpu/cpu0/cache/index";
+  for (int i = 0; i < 8; ++i) {
+    std::ifstream level_file(folder + std::to_string(i) + "/level"), type_file(folder + std::to_string(i) + "/type"),
+        size_file(folder + std::to_string(i) + "/size");
+    int found = 0;
+    std::string type;
+    int64_t size = 0;
+    char unit = 0;
+    if (!(level_file >> found) || found != level || !(type_file >> type) || type == "Instruction") continue;
+    if (!(size_file >> size >> unit) || size <= 0) continue;
+    return size * (unit == 'K' ? 1024 : unit == 'M' ? 1024 * 1024 : 1);
+  }
+  const long bytes = sysconf(sysconf_name);
   return bytes > 0 ? bytes : 0;
 }
 
@@ -94,8 +108,8 @@ CpuInfo Detect() {
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   info.avx512bf16 = info.avx512 && __builtin_cpu_supports("avx512bf16");
 #endif
-  info.l2_bytes = CacheBytes(_SC_LEVEL2_CACHE_SIZE);
-  info.l3_bytes = CacheBytes(_SC_LEVEL3_CACHE_SIZE);
+  info.l2_bytes = CacheBytes(2, _SC_LEVEL2_CACHE_SIZE);
+  info.l3_bytes = CacheBytes(3, _SC_LEVEL3_CACHE_SIZE);
   return info;
 }
 

@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 #include <sched.h>
 
+#include <fstream>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "moe/base/clock.h"
@@ -23,6 +25,16 @@ TEST(CpuInfo, IsSane) {
   EXPECT_GE(info.l2_bytes, 0);
   EXPECT_GE(info.l3_bytes, 0);
   EXPECT_EQ(&info, &GetCpuInfo());
+}
+
+// The sizes that lscpu shows.
+TEST(CpuInfo, CachesAreThoseOfTheKernel) {
+  for (const auto& [index, bytes] : {std::pair{2, GetCpuInfo().l2_bytes}, std::pair{3, GetCpuInfo().l3_bytes}}) {
+    std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/size");
+    std::string size;
+    if (!(file >> size)) GTEST_SKIP() << "no cache sizes in /sys";
+    EXPECT_EQ(std::to_string(bytes / 1024) + "K", size);
+  }
 }
 
 TEST(CpuInfo, MemoryIsSane) {
