@@ -1,0 +1,101 @@
+#include "moe/planner/step_cost.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "moe/base/check.h"
+#include "moe/tensor/packed_weight.h"
+
+namespace moe {
+namespace {
+
+constexpr double kF32Bytes = 4;
+
+// `rows` rows times a weight [N,K], of which the bytes are read `copies` times over (experts: how many matrices of this shape).
+Cost Product(DType format, int64_t N, int64_t K, double copies, double rows) {
+  return {.bytes = copies * static_cast<double>(PackedWeight::Bytes(format, N, K)),
+          .flop = 2 * rows * static_cast<double>(N) * static_cast<double>(K)};
+}
+
+Cost SwigluFfn(DType format, int64_t D, int64_t F, double copies, double rows) {
+  Cost cost = Product(format, 2 * F, D, copies, rows);
+  return cost += Product(format, D, F, copies, rows);
+}
+
+Cost Norm(int64_t width) {
+  return {.bytes = kF32Bytes * static_cast<double>(width)};
+}
+
+Cost Attention(const ModelConfig& c, DType format, const DecodeStep& step) {
+  const int64_t query_width = c.num_heads * c.head_width, kv_width = c.num_kv_heads * c.head_width;
+  const double B = static_cast<double>(step.batch), positions = static_cast<double>(step.context + 1);
+  Cost cost = Norm(c.hidden);
+  cost += Product(format, query_width + 2 * kv_width, c.hidden, 1, B);
+  cost += Product(format, c.hidden, query_width, 1, B);
+  if (c.qk_norm == QkNorm::kPerHead) cost += Norm(2 * c.head_width);
+  if (c.qk_norm == QkNorm::kWhole) cost += Norm(query_width + kv_width);
+  cost += {.bytes = B * positions * 2 * static_cast<double>(kv_width) * kF32Bytes,
+           .flop = B * positions * 2 * 2 * static_cast<double>(query_width)};  // q.k, then p v
+  return cost;
+}
+
+}  // namespace
+
+Cost StepCost::total() const {
+  Cost sum = attention;
+  sum += router;
+  sum += ffn;
+  return sum += other;
+}
+
+StepCost DecodeCost(const ModelConfig& config, DType format, const DecodeStep& step, std::span<const double> distinct_experts) {
+  MOE_CHECK(distinct_experts.size() == config.layers.size(), "distinct experts of {} layers, expected {}",
+            distinct_experts.size(), config.layers.size());
+  const int64_t D = config.hidden;
+  const double B = static_cast<double>(step.batch);
+  StepCost cost;
+  for (size_t l = 0; l < config.layers.size(); ++l) {
+    const LayerSpec& layer = config.layers[l];
+    cost.attention += Attention(config, format, step);
+    cost.ffn += Norm(D);
+    if (layer.ffn == FfnKind::kDense) {
+      cost.ffn += SwigluFfn(format, D, layer.ffn_width, 1, B);
+      continue;
+    }
+    const RouterConfig& router = layer.moe.router;
+    cost.router += Product(DType::kF32, router.num_experts, D, 1, B);  // float32 in every format
+    cost.ffn += SwigluFfn(format, D, layer.moe.expert_width, distinct_experts[l], B * static_cast<double>(router.top_k));
+    if (layer.moe.shared_width() > 0) cost.ffn += SwigluFfn(format, D, layer.moe.shared_width(), 1, B);
+  }
+  cost.other = Norm(D);
+  cost.other.bytes += B * static_cast<double>(D) * kF32Bytes;  // embedding rows
+  cost.other += Product(format, config.vocab_size, D, 1, B);
+  return cost;
+}
+
+double UniformDistinctExperts(int64_t experts, int64_t top_k, int64_t tokens) {
+  if (experts == 0) return 0;
+  const double E = static_cast<double>(experts);
+  return E * (1 - std::pow(1 - static_cast<double>(top_k) / E, static_cast<double>(tokens)));
+}
+
+std::vector<double> UniformDistinctExperts(const ModelConfig& config, int64_t tokens) {
+  std::vector<double> distinct;
+  for (const LayerSpec& layer : config.layers) {
+    const RouterConfig& router = layer.moe.router;
+    distinct.push_back(layer.ffn == FfnKind::kMoe ? UniformDistinctExperts(router.num_experts, router.top_k, tokens) : 0);
+  }
+  return distinct;
+}
+
+double SaturationBatch(const ModelConfig& config) {
+  double ratio = 0;
+  for (const LayerSpec& layer : config.layers) {
+    if (layer.ffn != FfnKind::kMoe) continue;
+    const RouterConfig& router = layer.moe.router;
+    ratio = std::max(ratio, static_cast<double>(router.num_experts) / static_cast<double>(router.top_k));
+  }
+  return ratio * std::log(20.0);
+}
+
+}  // namespace moe
