@@ -23,7 +23,9 @@ struct Command {
 };
 
 // In the order in which a newcomer meets them.
-const std::vector<Command> kCommands = {};
+const std::vector<Command> kCommands = {
+    {"trace", "walks one batch through one MoE layer, step by step", RunTrace},
+};
 
 int Print(const std::string& text) {
   const auto written = WriteStdout(text);
