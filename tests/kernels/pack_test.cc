@@ -1,0 +1,128 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "moe/kernels/cpu/kernel_table.h"
+#include "testing/matchers.h"
+#include "testing/random.h"
+#include "testing/shapes.h"
+
+namespace moe::test {
+namespace {
+
+const std::vector<float> kSpecials = {0.0f,
+                                      -0.0f,
+                                      1.0f,
+                                      -1.0f,
+                                      INFINITY,
+                                      -INFINITY,
+                                      NAN,
+                                      -NAN,
+                                      std::numeric_limits<float>::max(),
+                                      std::numeric_limits<float>::min(),
+                                      std::numeric_limits<float>::denorm_min(),
+                                      1e-40f,
+                                      3.3895314e38f,                      // the largest bf16
+                                      3.3961776e38f,                      // halfway to the next: rounds to infinity
+                                      1.00390625f,                        // halfway between two bf16: to even, down
+                                      1.01171875f,                        // and up
+                                      std::bit_cast<float>(0x7f800001u),  // signalling NaNs, whose upper half is infinity
+                                      std::bit_cast<float>(0xff800001u),
+                                      std::bit_cast<float>(0x3f808001u)};  // just above halfway
+
+// A matrix w(n, k) = data[n*n_stride + k*k_stride] with NaN in all gaps, and not an element more than it needs.
+struct Matrix {
+  int64_t n_stride, k_stride;
+  std::vector<float> data;
+  Matrix(int64_t num_n, int64_t K, bool transposed, int64_t gap, Rng& rng)
+      : n_stride(transposed ? 1 : K + gap), k_stride(transposed ? num_n + gap : 1) {
+    if (num_n > 0 && K > 0) data.assign(static_cast<size_t>((num_n - 1) * n_stride + (K - 1) * k_stride + 1), NAN);
+    for (int64_t n = 0; n < num_n; ++n)
+      for (int64_t k = 0; k < K; ++k) data[At(n, k)] = static_cast<float>(rng.Normal());
+  }
+  size_t At(int64_t n, int64_t k) const { return static_cast<size_t>(n * n_stride + k * k_stride); }
+};
+
+TEST(Pack, HoldsEveryValueAtItsPlaceAndZerosElsewhere) {
+  for (const KernelTable* table : SupportedKernelTables()) {
+    Rng rng(1);
+    for (const int64_t num_n : {1, 7, 15, 16, 17, 31, 32}) {
+      for (const int64_t K : {0, 1, 2, 3, 6, 15, 16, 17, 33, 64, 127, 128, 129, 131, 300}) {
+        for (const bool transposed : {false, true}) {
+          SCOPED_TRACE(fmt::format("{} N {} K {} transposed {}", table->name, num_n, K, transposed));
+          Matrix w(num_n, K, transposed, 3, rng);
+          for (size_t i = 0; i < kSpecials.size() && static_cast<int64_t>(i) < K; ++i)
+            w.data[w.At(0, static_cast<int64_t>(i))] = kSpecials[i];
+          const float fence = 1234.5f;
+          std::vector<float> f32(static_cast<size_t>(K * 32 + 1), fence), want_f32(static_cast<size_t>(K * 32 + 1), 0.0f);
+          const int64_t pairs = (K + 1) / 2;
+          std::vector<uint32_t> bf16(static_cast<size_t>(pairs * 32 + 1), 77u), want_bf16(bf16.size(), 0u);
+          want_f32.back() = fence, want_bf16.back() = 77u;
+          for (int64_t n = 0; n < num_n; ++n) {
+            for (int64_t k = 0; k < K; ++k) {
+              const float x = w.data[w.At(n, k)];
+              want_f32[static_cast<size_t>(k * 32 + n)] = x;
+              want_bf16[static_cast<size_t>(k / 2 * 32 + n)] |= static_cast<uint32_t>(ToBf16(x).bits) << (k % 2 * 16);
+            }
+          }
+          table->pack_f32(w.data.data(), w.n_stride, w.k_stride, num_n, K, f32.data());
+          table->pack_bf16(w.data.data(), w.n_stride, w.k_stride, num_n, K, bf16.data());
+          ExpectSameBits(f32, want_f32);
+          EXPECT_EQ(bf16, want_bf16);
+        }
+      }
+    }
+  }
+}
+
+TEST(ToBf16, EveryTableRoundsAsTheDefinition) {
+  Rng rng(2);
+  for (const int64_t n : kSizes) {
+    std::vector<float> x;
+    for (int64_t i = 0; i < n; ++i) {
+      x.push_back(i < static_cast<int64_t>(kSpecials.size()) ? kSpecials[static_cast<size_t>(i)]
+                                                             : std::bit_cast<float>(static_cast<uint32_t>(rng.Next())));
+    }
+    std::vector<uint16_t> want;
+    for (const float v : x) want.push_back(ToBf16(v).bits);
+    for (const KernelTable* table : SupportedKernelTables()) {
+      SCOPED_TRACE(fmt::format("{} n {}", table->name, n));
+      std::vector<Bf16> out(x.size() + 1, Bf16{77});
+      table->to_bf16(x.data(), n, out.data());
+      EXPECT_EQ(out.back().bits, 77);
+      for (size_t i = 0; i < x.size(); ++i) EXPECT_EQ(out[i].bits, want[i]) << x[i];
+      std::vector<float> back(x.size() + 1, 5.0f);
+      table->to_float(out.data(), n, back.data());
+      EXPECT_EQ(back.back(), 5.0f);
+      for (size_t i = 0; i < x.size(); ++i)
+        EXPECT_EQ(std::bit_cast<uint32_t>(back[i]), static_cast<uint32_t>(want[i]) << 16) << x[i];
+    }
+  }
+}
+
+TEST(Interleave, PairsTwoRowsOrOneWithZeros) {
+  Rng rng(3);
+  for (const int64_t n : kSizes) {
+    auto x0 = NormalFloats(n, rng), x1 = NormalFloats(n, rng);
+    for (size_t i = 0; i < std::min(x0.size(), kSpecials.size()); ++i)
+      x0[i] = kSpecials[i], x1[x1.size() - 1 - i] = kSpecials[i];
+    for (const KernelTable* table : SupportedKernelTables()) {
+      SCOPED_TRACE(fmt::format("{} n {}", table->name, n));
+      std::vector<uint32_t> two(x0.size() + 1, 77), one(x0.size() + 1, 77), want_two, want_one;
+      for (size_t i = 0; i < x0.size(); ++i) {
+        want_one.push_back(ToBf16(x0[i]).bits);
+        want_two.push_back(want_one.back() | static_cast<uint32_t>(ToBf16(x1[i]).bits) << 16);
+      }
+      want_one.push_back(77), want_two.push_back(77);
+      table->interleave_bf16(x0.data(), x1.data(), n, two.data());
+      table->interleave_bf16(x0.data(), nullptr, n, one.data());
+      EXPECT_EQ(two, want_two);
+      EXPECT_EQ(one, want_one);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace moe::test

@@ -1,0 +1,127 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <vector>
+
+#include "moe/kernels/cpu/kernel_table.h"
+#include "testing/matchers.h"
+#include "testing/random.h"
+
+namespace moe::test {
+namespace {
+
+constexpr auto kWidth = static_cast<size_t>(kSoftmaxBlock);
+
+struct State {
+  std::vector<float> x, max, sum, rescale;
+};
+
+// Row r sees valid[r] columns of each block in turn; the others hold NaN.
+State RunBlocks(const KernelTable& table, const std::vector<std::vector<int32_t>>& valid_of_blocks, size_t first, size_t rows,
+                const std::vector<float>& scores) {
+  State s{{}, std::vector<float>(rows, -INFINITY), std::vector<float>(rows, 0.0f), std::vector<float>(rows, NAN)};
+  const size_t all_rows = valid_of_blocks[0].size();
+  for (size_t b = 0; b < valid_of_blocks.size(); ++b) {
+    std::vector<int32_t> valid(valid_of_blocks[b].begin() + first, valid_of_blocks[b].begin() + first + rows);
+    s.x.assign(rows * kWidth, NAN);
+    for (size_t r = 0; r < rows; ++r) {
+      for (size_t c = 0; c < static_cast<size_t>(valid[r]); ++c)
+        s.x[r * kWidth + c] = scores[(b * all_rows + first + r) * kWidth + c];
+    }
+    table.softmax_block(static_cast<int64_t>(rows), valid.data(), s.x.data(), s.max.data(), s.sum.data(), s.rescale.data());
+  }
+  return s;
+}
+
+TEST(SoftmaxBlock, RunsOverBlocksAsOneSoftmax) {
+  for (const KernelTable* table : SupportedKernelTables()) {
+    const auto rows = static_cast<size_t>(table->max_rows);
+    Rng rng(1);
+    const auto scores = NormalFloats(static_cast<int64_t>(3 * rows * kWidth), rng, 5);
+    std::vector<std::vector<int32_t>> valid(3, std::vector<int32_t>(rows, 64));
+    for (size_t r = 0; r < rows; ++r) {
+      valid[1][r] = static_cast<int32_t>(rng.Below(65));
+      valid[2][r] = r % 2 == 0 ? 0 : static_cast<int32_t>(1 + rng.Below(64));
+    }
+    valid[0][0] = 1;
+    const State s = RunBlocks(*table, valid, 0, rows, scores);
+    for (size_t r = 0; r < rows; ++r) {
+      SCOPED_TRACE(fmt::format("{} row {}", table->name, r));
+      double max = -INFINITY, before_last = -INFINITY, sum = 0;
+      for (size_t b = 0; b < 3; ++b) {
+        for (size_t c = 0; c < static_cast<size_t>(valid[b][r]); ++c) max = std::fmax(max, scores[(b * rows + r) * kWidth + c]);
+        if (b == 1) before_last = max;
+      }
+      for (size_t b = 0; b < 3; ++b) {
+        for (size_t c = 0; c < static_cast<size_t>(valid[b][r]); ++c)
+          sum += std::exp(scores[(b * rows + r) * kWidth + c] - max);
+      }
+      EXPECT_EQ(s.max[r], static_cast<float>(max));
+      // each term: its difference and exp; the block's sum; two rescalings
+      EXPECT_NEAR(s.sum[r], sum, sum * (64 + 30 + 64) * kEpsF32);
+      EXPECT_NEAR(s.rescale[r], std::exp(before_last - max), 40 * kEpsF32);
+      for (size_t c = 0; c < kWidth; ++c) {
+        if (c >= static_cast<size_t>(valid[2][r])) {
+          EXPECT_EQ(std::bit_cast<uint32_t>(s.x[r * kWidth + c]), 0u) << c;
+        } else {
+          const double e = std::exp(scores[(2 * rows + r) * kWidth + c] - max);
+          EXPECT_NEAR(s.x[r * kWidth + c], e, 40 * kEpsF32 * e) << c;
+        }
+      }
+      if (valid[2][r] == 0) {
+        EXPECT_EQ(s.rescale[r], 1.0f);
+      }
+    }
+    // A row by itself gives the same bits.
+    for (size_t r = 0; r < rows; ++r) {
+      const State alone = RunBlocks(*table, valid, r, 1, scores);
+      ExpectSameBits(alone.x, std::span(s.x).subspan(r * kWidth, kWidth));
+      ExpectSameBits(alone.sum, std::span(s.sum).subspan(r, 1));
+      ExpectSameBits(alone.rescale, std::span(s.rescale).subspan(r, 1));
+    }
+  }
+}
+
+TEST(SoftmaxBlock, ANanScoreShows) {
+  for (const KernelTable* table : SupportedKernelTables()) {
+    for (size_t at = 0; at < kWidth; at += 7) {
+      std::vector<float> x(kWidth, 1.0f), max = {-INFINITY}, sum = {0}, rescale = {0};
+      x[at] = NAN;
+      const int32_t valid = 64;
+      table->softmax_block(1, &valid, x.data(), max.data(), sum.data(), rescale.data());
+      EXPECT_TRUE(std::isnan(sum[0])) << table->name << " " << at;
+    }
+  }
+}
+
+TEST(SoftmaxBlockBackward, MatchesTheFormulaAndClearsTheRest) {
+  for (const KernelTable* table : SupportedKernelTables()) {
+    const auto rows = static_cast<size_t>(table->max_rows);
+    Rng rng(2);
+    auto p = NormalFloats(static_cast<int64_t>(rows * kWidth), rng), d = NormalFloats(static_cast<int64_t>(rows * kWidth), rng);
+    const auto lse = NormalFloats(table->max_rows, rng), delta = NormalFloats(table->max_rows, rng);
+    std::vector<int32_t> valid;
+    for (size_t r = 0; r < rows; ++r) valid.push_back(static_cast<int32_t>(r == 0 ? 64 : rng.Below(65)));
+    const auto s = p, d_p = d;
+    for (size_t r = 0; r < rows; ++r)
+      for (size_t c = static_cast<size_t>(valid[r]); c < kWidth; ++c) p[r * kWidth + c] = d[r * kWidth + c] = NAN;
+    table->softmax_block_backward(table->max_rows, valid.data(), lse.data(), delta.data(), p.data(), d.data());
+    for (size_t r = 0; r < rows; ++r) {
+      for (size_t c = 0; c < kWidth; ++c) {
+        SCOPED_TRACE(fmt::format("{} row {} column {}", table->name, r, c));
+        const size_t i = r * kWidth + c;
+        if (c >= static_cast<size_t>(valid[r])) {
+          EXPECT_EQ(std::bit_cast<uint32_t>(p[i]) | std::bit_cast<uint32_t>(d[i]), 0u);
+          continue;
+        }
+        const double e = std::exp(static_cast<double>(s[i]) - lse[r]), difference = static_cast<double>(d_p[i]) - delta[r];
+        const double e_p = (4 + std::fabs(s[i] - lse[r])) * kEpsF32;
+        EXPECT_NEAR(p[i], e, e * e_p);
+        EXPECT_NEAR(d[i], e * difference, std::fabs(e * difference) * (e_p + 3 * kEpsF32));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace moe::test
