@@ -109,19 +109,28 @@ void RunItem(const GemmProblem& p, const Item& item, Scratch scratch, const Kern
   }
 }
 
+// M rows of `source`: all of them in order, or chosen ones. When M is 0, nothing is looked at: an expert without tokens has an
+// empty choice.
+void CheckRows(MatView<const float> source, std::span<const int32_t> chosen, int64_t M) {
+  if (M == 0) return;
+  MOE_CHECK(chosen.empty() ? source.rows == M : static_cast<int64_t>(chosen.size()) == M, "{} rows ({} chosen), expected {}",
+            source.rows, chosen.size(), M);
+  for (const int32_t row : chosen) MOE_CHECK(row >= 0 && row < source.rows, "row {} of {}", row, source.rows);
+}
+
 void CheckProblem(const GemmProblem& p) {
   MOE_CHECK(p.weight != nullptr && !p.weight->empty(), "a product without a weight");
   const PackedWeight& w = *p.weight;
   MOE_CHECK(p.a.cols == w.K, "a has {} columns, the weight {} inputs", p.a.cols, w.K);
   const int64_t M = p.c.rows;
-  MOE_CHECK(p.a_rows.empty() ? p.a.rows == M : static_cast<int64_t>(p.a_rows.size()) == M, "a has {} rows ({} chosen), c {}",
-            p.a.rows, p.a_rows.size(), M);
+  CheckRows(p.a, p.a_rows, M);
   if (p.epilogue == Epilogue::kSwiglu) {
     MOE_CHECK(w.N % kPanel == 0 && p.c.cols == w.N / 2, "SwiGLU of {} outputs into {} columns", w.N, p.c.cols);
     MOE_CHECK(p.pre_activation.empty() || (p.pre_activation.rows == M && p.pre_activation.cols == w.N),
               "pre_activation [{},{}], expected [{},{}]", p.pre_activation.rows, p.pre_activation.cols, M, w.N);
   } else {
     MOE_CHECK(p.c.cols == w.N, "c has {} columns, the weight {} outputs", p.c.cols, w.N);
+    MOE_CHECK(p.pre_activation.empty(), "pre_activation without an activation");
   }
 }
 
@@ -186,8 +195,8 @@ void GroupedWeightGrad(std::span<const WeightGradProblem> problems, ExecContext&
   int64_t num_jobs = 0;
   for (const WeightGradProblem& p : problems) {
     const int64_t M = p.d_y.rows;
-    MOE_CHECK(p.x_rows.empty() ? p.x.rows == M : static_cast<int64_t>(p.x_rows.size()) == M,
-              "x has {} rows ({} chosen), d_y {}", p.x.rows, p.x_rows.size(), M);
+    CheckRows(p.x, p.x_rows, M);
+    MOE_CHECK(p.format == DType::kF32 || p.format == DType::kBf16, "no product of {}", Name(p.format));
     MOE_CHECK(p.d_w.rows == p.d_y.cols && p.d_w.cols == p.x.cols, "d_w [{},{}], expected [{},{}]", p.d_w.rows, p.d_w.cols,
               p.d_y.cols, p.x.cols);
     if (p.format == DType::kBf16) num_jobs += CeilDiv(M, 2);

@@ -65,7 +65,7 @@ struct Bounds {
   std::vector<double> out, log_sum_exp, d_q, d_k, d_v;
 
   explicit Bounds(const Sequence& s) {
-    const auto [H, G, P] = s.shape;
+    const int64_t H = s.shape.H, G = s.shape.G, P = s.shape.P;
     const int64_t C = s.C;
     const double u = kEpsF32, scale = s.shape.Scale(), C_u = static_cast<double>(C + 16 + C / 8) * u;
     const double P_u = static_cast<double>(P + 3) * u;
