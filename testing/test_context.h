@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstring>
+#include <span>
 #include <vector>
 
 #include "moe/base/arena.h"
