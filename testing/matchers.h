@@ -70,7 +70,8 @@ void ExpectClose(const Got& got, const Want& want, const Allowed& allowed, const
 // The same bits, NaNs and signs of zero included.
 template <class A, class B>
 void ExpectSameBits(const A& a, const B& b, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
-  const std::span x(a), y(b);
+  const std::span x(a);
+  const std::span y(b);  // one line would make clang 14 want one type
   static_assert(sizeof(x[0]) == sizeof(y[0]));
   std::string message;
   if (x.size() != y.size()) {

@@ -78,7 +78,9 @@ struct Bounds {
         const float* d_o = &s.d_out[static_cast<size_t>((i * H + h) * P)];
         std::vector<double> p, d_p, abs_d_p;
         double e_s = 0, sum = 0, delta = 0, abs_delta = 0;
-        const auto at = [&](const std::vector<float>& x, int64_t j) { return &x[static_cast<size_t>((j * G + g) * P)]; };
+        const auto at = [&, G = G, P = P](const std::vector<float>& x, int64_t j) {
+          return &x[static_cast<size_t>((j * G + g) * P)];
+        };
         for (int64_t j = 0; j <= i; ++j) {
           double dot = 0, abs = 0, dp = 0, abs_dp = 0;
           for (int64_t c = 0; c < P; ++c) {
