@@ -54,7 +54,8 @@ class Reader {
     if (!Has(key)) return Default(key, absent, "an integer");
     if (!at(key).is_number_integer()) return WrongType<int64_t>(key, "an integer");
     const int64_t value = at(key).get<int64_t>();
-    if (value < -kLimit || value > kLimit) {
+    const bool wraps = at(key).is_number_unsigned() && value < 0;
+    if (wraps || value < -kLimit || value > kLimit) {
       return Err(where_, "{}: got {}, expected an integer below {}", key, at(key).dump(), kLimit);
     }
     return value;

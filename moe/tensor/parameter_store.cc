@@ -17,6 +17,10 @@ Parameter* ParameterStore::Find(const std::string& name) {
   return nullptr;
 }
 
+const Parameter* ParameterStore::Find(const std::string& name) const {
+  return const_cast<ParameterStore*>(this)->Find(name);
+}
+
 void ParameterStore::AllocateGradients() {
   for (auto& p : parameters_) {
     if (p.grad.empty()) p.grad = Tensor(p.value.shape());

@@ -25,7 +25,8 @@ class ParameterStore {
 
   // Adds a parameter of zeros. The reference stays valid. Names are unique (checked).
   Parameter& Add(std::string name, std::vector<int64_t> shape, bool decay, int64_t experts = 0);
-  Parameter* Find(const std::string& name);
+  Parameter* Find(const std::string& name);  // null if absent
+  const Parameter* Find(const std::string& name) const;
 
   std::deque<Parameter>& all() { return parameters_; }
   const std::deque<Parameter>& all() const { return parameters_; }
