@@ -117,7 +117,8 @@ struct MemoryNeed {
   int64_t masters = 0, packs = 0, gradients = 0, moments = 0, activations = 0, kv_cache = 0;
   int64_t total() const { return masters + packs + gradients + moments + activations + kv_cache; }
 };
-// Training: masters, gradients, two moments, both packs, and the saved activations of one micro-batch of `rows` rows.
+// Training: masters, gradients, two moments, both packs, and the activations of one micro-batch of `rows` rows (saved ones,
+// scratch, the RoPE table).
 MemoryNeed TrainingMemory(const ModelConfig& config, DType format, int64_t rows);
 // Inference: packs and float32 leftovers (embedding, norms, router), cache, and the activations of a step of `rows` rows.
 MemoryNeed InferenceMemory(const ModelConfig& config, DType format, int64_t rows, int64_t sequences, int64_t positions);

@@ -13,7 +13,7 @@ namespace moe {
 void ModelPass::HeadForwardBackward(MatView<const float> x, std::span<const int32_t> targets, float grad_scale,
                                     MatView<float> normed, MatView<float> d_x, std::span<float> loss) const {
   Arena::Scope scope(ctx.arena);
-  const int64_t T = x.rows, chunk = std::min(HeadChunk(), T);
+  const int64_t T = x.rows, chunk = std::min(HeadChunkRows(config().vocab_size), T);
   const std::span<const float> weight = model.final_norm_->value.span();
   const MatView<float> logits = Matrix(chunk, config().vocab_size);
   const auto rms = ctx.arena.Alloc<float>(chunk);

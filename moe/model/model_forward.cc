@@ -43,9 +43,9 @@ AttentionShape ModelPass::attention_shape() const {
   return {c.num_heads, c.num_kv_heads, c.head_width, 1.0f / std::sqrt(static_cast<float>(c.head_width))};
 }
 
-int64_t ModelPass::HeadChunk() const {
+int64_t HeadChunkRows(int64_t vocab_size) {
   constexpr int64_t kMaxRows = 512, kMinRows = 64, kLogits = int64_t{1} << 22;  // 16 MiB
-  return std::clamp(kLogits / config().vocab_size / kMinRows * kMinRows, kMinRows, kMaxRows);
+  return std::clamp(kLogits / vocab_size / kMinRows * kMinRows, kMinRows, kMaxRows);
 }
 
 Result<PassRows> ModelPass::CheckRows(const StepBatch& batch) const {
@@ -274,7 +274,7 @@ Status Model::Evaluate(const StepBatch& batch, std::span<const int32_t> targets,
   const ModelPass pass{*this, ctx};
   Arena::Scope scope(ctx.arena);
   MOE_TRY(const PassRows rows, pass.CheckRows(batch));
-  const int64_t T = rows.num_rows(), chunk = pass.HeadChunk();
+  const int64_t T = rows.num_rows(), chunk = HeadChunkRows(config_.vocab_size);
   MOE_CHECK(loss_per_row.empty() || static_cast<int64_t>(loss_per_row.size()) == T, "{} losses for {} rows",
             loss_per_row.size(), T);
   MOE_TRY(const std::span<const int32_t> real_targets, pass.CheckTargets(rows, targets));

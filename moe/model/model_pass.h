@@ -39,6 +39,9 @@ struct HeadsView {
   MatView<float> q, k, v;  // [T,H*P], [T,G*P], [T,G*P], normed and rotated
 };
 
+// Rows of logits made at a time.
+int64_t HeadChunkRows(int64_t vocab_size);
+
 struct ModelPass {
   const Model& model;
   ExecContext& ctx;
@@ -68,8 +71,6 @@ struct ModelPass {
   HeadsView Heads(const Block& block, const PassRows& rows, MatView<float> qkv, LayerSaved* saved, bool already_rotated) const;
   std::span<AttentionSegment> Segments(const PassRows& rows, const HeadsView& heads, int64_t layer, KvCache* cache) const;
   void ZeroPadding(const PassRows& rows, MatView<float> m) const;
-  // Rows of logits made at a time.
-  int64_t HeadChunk() const;
   // Adds in row order. A loss that is not finite is an error, which names the layer if the saved streams tell.
   Status AddLoss(std::span<const float> loss, std::span<const int32_t> targets, std::span<const LayerSaved> saved,
                  StepStats* stats) const;

@@ -1,0 +1,163 @@
+// Bytes, counted from the shapes alone. The terms follow model_forward.cc, model_backward.cc and mixture/moe_layer.cc line by
+// line; a test holds the sums against the arena's peak.
+
+#include <algorithm>
+
+#include "moe/model/model.h"
+#include "moe/model/model_pass.h"
+
+namespace moe {
+namespace {
+
+constexpr int64_t kFloat = sizeof(float);
+
+int64_t Padded(int64_t n) {
+  return (n + kPanel - 1) / kPanel * kPanel;
+}
+
+struct Widths {
+  int64_t D, q, kv, heads;  // D; H*P; G*P; values of 1/rms that QkNorm keeps of a row
+  explicit Widths(const ModelConfig& c) : D(c.hidden), q(c.num_heads * c.head_width), kv(c.num_kv_heads * c.head_width) {
+    heads = c.qk_norm == QkNorm::kNone ? 0 : c.qk_norm == QkNorm::kWhole ? 2 : c.num_heads + c.num_kv_heads;
+  }
+  int64_t qkv() const { return q + 2 * kv; }
+};
+
+// Copies of the operands that a weight gradient [N,K] over M rows makes.
+int64_t WeightGradScratch(DType format, int64_t M, int64_t N, int64_t K, bool gathered) {
+  if (format == DType::kBf16) return (M + 1) / 2 * 2 * (N + Padded(K)) * 2;
+  return gathered || K % kPanel != 0 ? M * Padded(K) * kFloat : 0;
+}
+
+// Rows in bf16 that the threads of a product with K inputs keep. It matters only where K is the vocabulary; for two threads.
+int64_t GemmScratch(DType format, int64_t K) {
+  constexpr int64_t kThreads = 2, kRowBlock = 240;
+  return format == DType::kBf16 ? kThreads * kRowBlock * K * 2 : 0;
+}
+
+// Rows that the experts work on together. What drops is not known beforehand: what fits the buckets.
+int64_t ExpertRows(const MoeConfig& moe, int64_t T, bool training) {
+  const int64_t slots = T * moe.router.top_k, E = moe.router.num_experts;
+  if (!training || moe.router.capacity_factor <= 0) return slots;
+  const int64_t buckets = E * ExpertCapacity(moe.router.capacity_factor, T, moe.router.top_k, E);
+  return moe.executor == Executor::kPadded ? buckets : std::min(slots, buckets);
+}
+
+// The routing of T tokens and its plan: experts, gates, four index lists.
+int64_t RoutingBytes(const MoeConfig& moe, int64_t T) {
+  return T * moe.router.top_k * 6 * kFloat + T * (moe.router.num_experts + 2) * kFloat;
+}
+
+int64_t FfnSaved(const LayerSpec& layer, int64_t D, int64_t T) {
+  if (layer.ffn == FfnKind::kDense) return T * 3 * layer.ffn_width * kFloat;
+  const MoeConfig& moe = layer.moe;
+  const int64_t rows = ExpertRows(moe, T, true);
+  const int64_t buckets = moe.executor == Executor::kPadded ? rows * D * kFloat : 0;
+  return RoutingBytes(moe, T) + rows * (3 * moe.expert_width + D) * kFloat + T * 3 * moe.shared_width() * kFloat + buckets;
+}
+
+int64_t LayerSaved(const ModelConfig& config, const LayerSpec& layer, int64_t T) {
+  const Widths w(config);
+  return T * (2 * w.D + 2 + w.qkv() + w.q + config.num_heads + w.heads) * kFloat + FfnSaved(layer, w.D, T);
+}
+
+int64_t FfnBackwardScratch(const LayerSpec& layer, DType format, int64_t D, int64_t T) {
+  if (layer.ffn == FfnKind::kDense) {
+    const int64_t F = layer.ffn_width;
+    return T * F * kFloat + std::max(WeightGradScratch(format, T, D, F, false), WeightGradScratch(format, T, 2 * F, D, false));
+  }
+  const MoeConfig& moe = layer.moe;
+  const int64_t F = moe.expert_width, Fs = moe.shared_width(), E = moe.router.num_experts;
+  const int64_t rows = ExpertRows(moe, T, true);
+  int64_t bytes = (T * moe.router.top_k + rows * (2 * D + 3 * F) + T * E) * kFloat;
+  bytes += WeightGradScratch(format, rows, D, F, false) +
+           WeightGradScratch(format, rows, 2 * F, D, moe.executor == Executor::kGrouped) +
+           WeightGradScratch(DType::kF32, T, E, D, false);
+  if (Fs > 0) {
+    bytes +=
+        T * (3 * Fs + D) * kFloat + WeightGradScratch(format, T, D, Fs, false) + WeightGradScratch(format, T, 2 * Fs, D, false);
+  }
+  return bytes;
+}
+
+int64_t AttentionBackwardScratch(const ModelConfig& config, DType format, int64_t T) {
+  const Widths w(config);
+  const int64_t normed = config.qk_norm == QkNorm::kNone ? 0 : w.qkv();
+  return T * (w.q + w.qkv() + normed) * kFloat +
+         std::max(WeightGradScratch(format, T, w.D, w.q, false), WeightGradScratch(format, T, w.qkv(), w.D, false));
+}
+
+int64_t TrainingActivations(const ModelConfig& config, DType format, int64_t T) {
+  const int64_t D = config.hidden, V = config.vocab_size;
+  const int64_t rows_info = T * (5 * kFloat + 1 + static_cast<int64_t>(sizeof(Segment)));
+  const int64_t chunk = std::min(T, HeadChunkRows(V));
+  int64_t saved = 0;
+  int64_t scratch = chunk * (V + 1) * kFloat + std::max(GemmScratch(format, V), WeightGradScratch(format, chunk, V, D, false));
+  for (const LayerSpec& layer : config.layers) {
+    saved += LayerSaved(config, layer, T);
+    scratch = std::max({scratch, FfnBackwardScratch(layer, format, D, T), AttentionBackwardScratch(config, format, T)});
+  }
+  return rows_info + T * 4 * D * kFloat + saved + scratch;  // the stream after all layers, its gradient, two norms
+}
+
+int64_t InferenceActivations(const ModelConfig& config, int64_t T, int64_t logit_rows) {
+  const Widths w(config);
+  // Keys of a prompt are turned once for all of its rows.
+  int64_t layer_bytes = T * (w.qkv() + w.q + w.kv + (config.qk_norm == QkNorm::kNone ? 0 : w.qkv())) * kFloat;
+  for (const LayerSpec& layer : config.layers) {
+    int64_t bytes = T * layer.ffn_width * kFloat;
+    if (layer.ffn == FfnKind::kMoe) {
+      const MoeConfig& moe = layer.moe;
+      bytes = RoutingBytes(moe, T) + ExpertRows(moe, T, false) * (moe.expert_width + w.D) * kFloat +
+              T * (w.D + moe.shared_width() + (moe.shared_width() > 0 ? w.D : 0)) * kFloat;
+    }
+    layer_bytes = std::max(layer_bytes, bytes);
+  }
+  return T * 2 * w.D * kFloat + layer_bytes + logit_rows * (config.vocab_size + w.D) * kFloat;
+}
+
+int64_t RopeBytes(const ModelConfig& config) {
+  return config.context * config.head_width * kFloat;
+}
+
+// Forward packs, and the transposed ones for training.
+int64_t PackBytes(const ModelConfig& config, DType format, bool training) {
+  const Widths w(config);
+  const auto pack = [&](DType dtype, int64_t N, int64_t K) {
+    return PackedBytes(dtype, N, K, PackSide::kForward) + (training ? PackedBytes(dtype, N, K, PackSide::kTransposed) : 0);
+  };
+  const auto ffn = [&](int64_t F) { return F == 0 ? 0 : pack(format, 2 * F, w.D) + pack(format, w.D, F); };
+  int64_t bytes = pack(format, config.vocab_size, w.D);
+  for (const LayerSpec& layer : config.layers) {
+    bytes += pack(format, w.qkv(), w.D) + pack(format, w.D, w.q);
+    if (layer.ffn == FfnKind::kDense) {
+      bytes += ffn(layer.ffn_width);
+    } else {
+      const MoeConfig& moe = layer.moe;
+      bytes += pack(DType::kF32, moe.router.num_experts, w.D) + moe.router.num_experts * ffn(moe.expert_width) +
+               ffn(moe.shared_width());
+    }
+  }
+  return bytes;
+}
+
+}  // namespace
+
+MemoryNeed TrainingMemory(const ModelConfig& config, DType format, int64_t rows) {
+  const int64_t values = CountParameters(config).total * kFloat;
+  return {.masters = values,
+          .packs = PackBytes(config, format, true),
+          .gradients = values,
+          .moments = 2 * values,
+          .activations = TrainingActivations(config, format, rows) + RopeBytes(config)};
+}
+
+MemoryNeed InferenceMemory(const ModelConfig& config, DType format, int64_t rows, int64_t sequences, int64_t positions) {
+  const ParameterCount count = CountParameters(config);
+  return {.masters = (count.embedding + count.norms + count.router) * kFloat,
+          .packs = PackBytes(config, format, false),
+          .activations = InferenceActivations(config, rows, std::min(rows, sequences)) + RopeBytes(config),
+          .kv_cache = KvCache::Bytes(config, sequences, positions)};
+}
+
+}  // namespace moe
