@@ -95,7 +95,8 @@ Result<Evaluation> Evaluate(const Model& model, std::span<const Document> docume
   if (bos_id < 0 || bos_id >= config.vocab_size) {
     return Err("evaluation", "got BOS token {}, expected 0..{}", bos_id, config.vocab_size - 1);
   }
-  if (options.batch < 1) return Err("evaluation", "got batch {}, expected at least 1", options.batch);
+  if (options.batch < 0) return Err("evaluation", "got batch {}, expected at least 1", options.batch);
+  const int64_t batch = options.batch > 0 ? options.batch : std::max<int64_t>(1, kEvaluateRows / context);
   MOE_TRY(const auto windows, CutWindows(documents, context, config.vocab_size));
 
   Evaluation result;
@@ -109,8 +110,8 @@ Result<Evaluation> Evaluate(const Model& model, std::span<const Document> docume
   StepStats stats;
   int64_t tokens_done = 0;
   double loss_sum = 0;
-  for (size_t begin = 0; begin < windows.size(); begin += static_cast<size_t>(options.batch)) {
-    const auto some = std::span(windows).subspan(begin, std::min(static_cast<size_t>(options.batch), windows.size() - begin));
+  for (size_t begin = 0; begin < windows.size(); begin += static_cast<size_t>(batch)) {
+    const auto some = std::span(windows).subspan(begin, std::min(static_cast<size_t>(batch), windows.size() - begin));
     step.Fill(some, bos_id);
     ctx.arena.Reset();
     stats.Clear();

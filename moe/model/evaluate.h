@@ -42,9 +42,11 @@ struct Document {
   int64_t num_bytes = 0;  // of the text they are
 };
 
+inline constexpr int64_t kEvaluateRows = 4096;
+
 struct EvaluateOptions {
   int64_t context = 0;  // C; 0: the model's
-  int64_t batch = 8;    // windows of one step: memory and speed, never the result
+  int64_t batch = 0;    // windows of one step: memory and speed, never the result; 0: about kEvaluateRows tokens
   int32_t bos_id = -1;  // -1: the model's
   // After each step; loss_sum is of the tokens done. False ends the evaluation with an error.
   std::function<bool(int64_t tokens_done, int64_t tokens_total, double loss_sum)> on_step;

@@ -101,7 +101,7 @@ TEST(Evaluate, NeitherBatchNorThreadsChangeTheResult) {
   for (const DType format : {DType::kF32, DType::kBf16}) {
     Tiny one(WithBos(TinyMoe()), 1, format), two(WithBos(TinyMoe()), 2, format);
     const auto want = Evaluate(one.model, documents, {.context = 10, .batch = 1}, one.t.ctx).value();
-    for (const int64_t batch : {2, 3, 8, 1000}) {
+    for (const int64_t batch : {0, 2, 3, 8, 1000}) {
       SCOPED_TRACE(batch);
       ExpectSame(Evaluate(one.model, documents, {.context = 10, .batch = batch}, one.t.ctx).value(), want);
       ExpectSame(Evaluate(two.model, documents, {.context = 10, .batch = batch}, two.t.ctx).value(), want);
@@ -182,7 +182,7 @@ TEST(Evaluate, Errors) {
   EXPECT_EQ(message({1, 41}, {}), "[evaluation] got token 41, expected 0..40");
   EXPECT_EQ(message({-1}, {}), "[evaluation] got token -1, expected 0..40");
   EXPECT_EQ(message({1}, {.context = 33}), "[evaluation] got context 33, expected 1..32");
-  EXPECT_EQ(message({1}, {.batch = 0}), "[evaluation] got batch 0, expected at least 1");
+  EXPECT_EQ(message({1}, {.batch = -1}), "[evaluation] got batch -1, expected at least 1");
   EXPECT_EQ(message({1}, {.bos_id = 41}), "[evaluation] got BOS token 41, expected 0..40");
 
   Tiny no_bos(TinyMoe());
