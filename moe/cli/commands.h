@@ -4,6 +4,9 @@
 
 namespace moe {
 
+int RunEval(int argc, char** argv);
+int RunGenerate(int argc, char** argv);
+int RunInspect(int argc, char** argv);
 int RunTrace(int argc, char** argv);
 
 }  // namespace moe

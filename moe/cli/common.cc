@@ -39,7 +39,8 @@ std::string OneLine(std::string_view text) {
 // What an option wants, in words, from the name that CLI11 gives its type.
 std::string Wants(const CLI::Option* option) {
   const std::string type = option == nullptr ? "" : option->get_type_name();
-  if (type == "INT" || type == "UINT" || type == "N") return "an integer";
+  if (type == "UINT") return "an integer, 0 or more";
+  if (type == "INT" || type == "N") return "an integer";
   if (type == "FLOAT" || type == "X") return "a number";
   return type.empty() || type == "TEXT" ? "a value" : type;
 }
@@ -130,8 +131,14 @@ void SetExamples(CLI::App& app, const std::vector<Example>& examples) {
 
 std::optional<int> ParseFlags(CLI::App& app, int argc, char** argv) {
   app.get_formatter()->column_width(34);
+  app.description(app.get_description() + "\n");
   try {
     app.parse(argc, argv);
+    for (const CLI::Option* option : app.get_options()) {  // CLI11 would wrap around
+      if (option->get_type_name() == "UINT" && Given(option).starts_with('-')) {
+        throw CLI::ConversionError(option->get_name(), option->results());
+      }
+    }
     return std::nullopt;
   } catch (const CLI::CallForHelp&) {
     const auto written = WriteStdout(app.help());

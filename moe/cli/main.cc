@@ -24,6 +24,9 @@ struct Command {
 
 // In the order in which a newcomer meets them.
 const std::vector<Command> kCommands = {
+    {"eval", "measures a model on text: loss, bits per byte, how its experts are used", RunEval},
+    {"generate", "continues a prompt", RunGenerate},
+    {"inspect", "shows what a model is: layers, routing, parameters, memory", RunInspect},
     {"trace", "walks one batch through one MoE layer, step by step", RunTrace},
 };
 
