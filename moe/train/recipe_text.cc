@@ -1,0 +1,147 @@
+// What a recipe becomes: its full text, the model it describes, the keys in which two differ.
+
+#include <algorithm>
+#include <type_traits>
+
+#include "moe/train/recipe.h"
+#include "moe/train/recipe_fields.h"
+
+namespace moe {
+namespace {
+
+std::string Quoted(std::string_view text) {
+  std::string out = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') {
+      out += fmt::format("\\{}", c);
+    } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
+      out += fmt::format("\\u{:04x}", static_cast<unsigned char>(c));
+    } else {
+      out += c;
+    }
+  }
+  return out + "\"";
+}
+
+// Empty: the member is unset (outside its range), which is how a recipe says "none".
+std::string Text(int64_t value, const WholeRange& range) {
+  return value < range.least ? "" : fmt::format("{}", value);
+}
+std::string Text(double value, const NumberRange& range) {
+  return value < range.least || (range.open_below && value == range.least) ? "" : fmt::format("{}", value);
+}
+std::string Text(bool value, std::nullptr_t) {
+  return value ? "true" : "false";
+}
+template <class T, size_t n>
+std::string Text(T value, const Choices<T, n>& choices) {
+  for (const auto& [name, choice] : choices.values) {
+    if (choice == value) return fmt::format("\"{}\"", name);
+  }
+  return "";
+}
+std::string Text(const std::string& value, std::nullptr_t) {
+  return value.empty() ? "" : Quoted(value);
+}
+std::string Text(const std::vector<std::string>& values, std::nullptr_t) {
+  std::string out;
+  for (const std::string& value : values) out += (out.empty() ? "" : ", ") + Quoted(value);
+  return "[" + out + "]";
+}
+std::string Text(const std::vector<int64_t>& values, const WholeRange&) {
+  return values.empty() ? "" : fmt::format("[{}]", fmt::join(values, ", "));
+}
+
+// Keys that RefuseIdleKeys would refuse.
+bool Idle(const Recipe& recipe, std::string_view key) {
+  if (recipe.model.ffn == RecipeFfn::kDense) return std::ranges::find(kMoeKeys, key) != kMoeKeys.end();
+  if (key == "model.ffn_width") return recipe.model.dense_layers.empty();
+  if (key == "tokenizer.vocab_size") return recipe.tokenizer.kind != TokenizerKind::kBpe;
+  return false;
+}
+
+// What the numbers of a run do not depend on, or what is compared by contents elsewhere.
+constexpr std::array<std::string_view, 7> kFreeKeys = {"data.files",       "data.validation",   "tokenizer.file",
+                                                       "train.eval_every", "train.eval_tokens", "train.checkpoint_every",
+                                                       "train.minutes"};
+
+}  // namespace
+
+std::string ToToml(const Recipe& recipe) {
+  std::string out, section;
+  VisitRecipe(recipe, [&](std::string_view key, const auto& member, const auto& range) {
+    const std::string text = Text(member, range);
+    if (text.empty() || Idle(recipe, key)) return;
+    const size_t dot = key.find('.');
+    if (key.substr(0, dot) != section) {
+      out += fmt::format("{}[{}]\n", section.empty() ? "" : "\n", key.substr(0, dot));
+      section = key.substr(0, dot);
+    }
+    out += fmt::format("{} = {}\n", key.substr(dot + 1), text);
+  });
+  return out;
+}
+
+std::string ValueOf(const Recipe& recipe, std::string_view wanted) {
+  std::string value;
+  VisitRecipe(recipe, [&](std::string_view key, const auto& member, const auto& range) {
+    if (key == wanted) value = Text(member, range);
+  });
+  return value.empty() ? "none" : value;
+}
+
+std::string FirstDifference(const Recipe& a, const Recipe& b) {
+  const bool calibrated = a.train.steps == 0 || b.train.steps == 0;
+  std::string first;
+  VisitRecipe(a, [&](std::string_view key, const auto&, const auto&) {
+    if (!first.empty() || std::ranges::find(kFreeKeys, key) != kFreeKeys.end()) return;
+    if ((key == "train.steps" && calibrated) || (Idle(a, key) && Idle(b, key))) return;
+    if (ValueOf(a, key) != ValueOf(b, key)) first = key;
+  });
+  return first;
+}
+
+Result<ModelConfig> MakeModelConfig(const Recipe& recipe, int64_t vocab_size, int32_t bos_id, int32_t eos_id,
+                                    const std::string& where) {
+  const ModelRecipe& m = recipe.model;
+  ModelConfig config{.vocab_size = vocab_size,
+                     .hidden = m.hidden,
+                     .num_heads = m.heads,
+                     .num_kv_heads = m.kv_heads,
+                     .head_width = m.head_width,
+                     .context = m.context,
+                     .rope_theta = m.rope_theta,
+                     .norm_epsilon = static_cast<float>(m.norm_epsilon),
+                     .tie_embeddings = m.tie_embeddings,
+                     .qk_norm = m.qk_norm,
+                     .bos_id = bos_id,
+                     .eos_id = eos_id};
+  const MoeConfig moe{.router = {.num_experts = m.experts,
+                                 .top_k = m.top_k,
+                                 .score = m.score,
+                                 .normalize = m.normalize,
+                                 .capacity_factor = m.capacity_factor,
+                                 .balance_loss = recipe.train.balance_loss,
+                                 .z_loss = recipe.train.z_loss},
+                      .expert_width = m.expert_width,
+                      .num_shared_experts = m.shared_experts,
+                      .shared_expert_width = m.shared_expert_width,
+                      .executor = m.executor};
+  for (int64_t layer = 0; layer < m.layers; ++layer) {
+    const bool dense = m.ffn == RecipeFfn::kDense || std::ranges::binary_search(m.dense_layers, layer);
+    LayerSpec spec;
+    spec.ffn = dense ? FfnKind::kDense : FfnKind::kMoe;
+    if (dense) {
+      spec.ffn_width = m.ffn_width;
+    } else {
+      spec.moe = moe;
+    }
+    config.layers.push_back(spec);
+  }
+  MOE_TRY(Validate(config, where));
+  if (m.ffn == RecipeFfn::kDenseActive) return DenseTwin(config, TwinKind::kEqualActive);
+  if (m.ffn == RecipeFfn::kDenseTotal) return DenseTwin(config, TwinKind::kEqualTotal);
+  return config;
+}
+
+}  // namespace moe

@@ -1,0 +1,306 @@
+#include "moe/train/recipe.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include "moe/base/rng.h"
+#include "moe/train/recipe_fields.h"
+#include "testing/temp_dir.h"
+
+namespace moe {
+namespace {
+
+using test::TempDir;
+
+constexpr const char* kSmall = R"(
+[model]
+layers = 2
+hidden = 64
+heads = 4
+experts = 4
+top_k = 2
+expert_width = 32
+context = 16
+
+[tokenizer]
+kind = "bytes"
+
+[data]
+files = ["a.txt", "sub/b.txt"]
+validation = ["/v.txt"]
+
+[train]
+steps = 10
+batch_tokens = 64
+lr = 0.01
+)";
+
+Result<Recipe> Parse(const std::string& text, const RecipeOverrides& overrides = {}) {
+  return ParseRecipe(text, "r.toml", "/recipes", overrides);
+}
+// kSmall with lines added to a section, or taken away by "--set key=".
+Result<Recipe> Small(const std::string& section, const std::string& lines, std::vector<std::string> sets = {}) {
+  std::string text = kSmall;
+  const size_t at = text.find("[" + section + "]\n") + section.size() + 3;
+  return Parse(text.insert(at, lines + "\n"), {.sets = std::move(sets)});
+}
+
+TEST(Recipe, DefaultsAreFilledIn) {
+  const auto recipe = Parse(kSmall);
+  ASSERT_TRUE(recipe) << recipe.error().Message();
+  EXPECT_EQ(recipe->model.kv_heads, 4);
+  EXPECT_EQ(recipe->model.head_width, 16);
+  EXPECT_EQ(recipe->train.context, 16);
+  EXPECT_EQ(recipe->train.micro_batch_tokens, 64);
+  EXPECT_DOUBLE_EQ(recipe->train.min_lr, 0.001);
+  EXPECT_EQ(recipe->data.files, (std::vector<std::string>{"/recipes/a.txt", "/recipes/sub/b.txt"}));
+  EXPECT_EQ(recipe->data.validation, (std::vector<std::string>{"/v.txt"}));
+}
+
+TEST(Recipe, TextComesBackAsTheSameRecipe) {
+  for (const std::vector<std::string>& sets : std::vector<std::vector<std::string>>{
+           {},
+           {"model.shared_experts=1", "model.shared_expert_width=48", "model.capacity_factor=1.25", "model.executor=padded"},
+           {"model.dense_layers=[0]", "model.ffn_width=96", "train.weight_decay=1e-7", "train.seed=9223372036854775807"},
+           {"model.ffn=dense-total", "model.score=topk_softmax", "train.dtype=bf16", "data.files=[\"q\\\"\\\\\\u0001.txt\"]"},
+           {"tokenizer.kind=bpe", "tokenizer.vocab_size=300", "train.micro_batch_tokens=16", "train.min_lr=0"}}) {
+    const auto recipe = Parse(kSmall, {.sets = sets});
+    ASSERT_TRUE(recipe) << recipe.error().Message();
+    const std::string text = ToToml(*recipe);
+    const auto again = Parse(text);
+    ASSERT_TRUE(again) << again.error().Message() << "\n" << text;
+    EXPECT_EQ(ToToml(*again), text);
+    EXPECT_EQ(FirstDifference(*recipe, *again), "");
+  }
+}
+
+TEST(Recipe, SetChangesAKeyAndTakesOneAway) {
+  const auto recipe =
+      Parse(kSmall, {.sets = {"model.experts=8", "train.lr=3e-4", "model.ffn=moe", "train.steps=", "train.minutes=1.5"}});
+  ASSERT_TRUE(recipe) << recipe.error().Message();
+  EXPECT_EQ(recipe->model.experts, 8);
+  EXPECT_DOUBLE_EQ(recipe->train.lr, 3e-4);
+  EXPECT_EQ(recipe->train.steps, 0);
+  EXPECT_DOUBLE_EQ(recipe->train.minutes, 1.5);
+}
+
+TEST(Recipe, FlagsReplaceDataMinutesAndDtype) {
+  const auto recipe = Parse(kSmall, {.data = {"/x.txt"}, .validation = {"/y.txt", "/z.txt"}, .minutes = 2, .dtype = "bf16"});
+  ASSERT_TRUE(recipe) << recipe.error().Message();
+  EXPECT_EQ(recipe->data.files, (std::vector<std::string>{"/x.txt"}));
+  EXPECT_EQ(recipe->data.validation.size(), 2u);
+  EXPECT_EQ(recipe->train.steps, 0);
+  EXPECT_DOUBLE_EQ(recipe->train.minutes, 2);
+  EXPECT_EQ(recipe->train.dtype, DType::kBf16);
+}
+
+TEST(Recipe, PathsThatNoRecipeCanHoldAreRefused) {
+  const auto recipe = Parse(kSmall, {.data = {"/caf\xe9.txt"}});
+  ASSERT_FALSE(recipe);
+  EXPECT_EQ(recipe.error().Message(), "[r.toml data] got a path that is not UTF-8, expected one a recipe can hold");
+}
+
+struct Bad {
+  const char* section;
+  const char* lines;
+  std::vector<std::string> sets;
+  const char* message;  // all of it
+};
+
+TEST(Recipe, EveryErrorIsOneLineThatNamesFileAndKey) {
+  const std::vector<Bad> cases = {
+      {"model", "layer = 2", {}, "[r.toml:3 model.layer] got an unknown key, expected a recipe's, the nearest is model.layers"},
+      {"model", "lr = 2", {}, "[r.toml:3 model.lr] got an unknown key, expected a recipe's, the nearest is train.lr"},
+      {"train",
+       "experts = 2",
+       {},
+       "[r.toml:19 train.experts] got an unknown key, expected a recipe's, the nearest is model.experts"},
+      {"train", "clip = \"on\"", {}, "[r.toml:19 train.clip] got 'on', expected a number of at least 0"},
+      {"train", "clip = nan", {}, "[r.toml:19 train.clip] got nan, expected a number of at least 0"},
+      {"train", "epsilon = 0", {}, "[r.toml:19 train.epsilon] got 0, expected a number above 0"},
+      {"train", "beta2 = 1.0", {}, "[r.toml:19 train.beta2] got 1.0, expected a number of at least 0 and below 1"},
+      {"train", "seed = 1.5", {}, "[r.toml:19 train.seed] got 1.5, expected a whole number, 0 or more"},
+      {"train", "dtype = \"f16\"", {}, "[r.toml:19 train.dtype] got 'f16', expected \"f32\" or \"bf16\""},
+      {"train", "context = 32", {}, "[r.toml:19 train.context] got 32, expected at most model.context 16"},
+      {"train", "context = 10", {}, "[r.toml:21 train.batch_tokens] got 64, expected a multiple of the context 10"},
+      {"train",
+       "micro_batch_tokens = 48",
+       {},
+       "[r.toml:19 train.micro_batch_tokens] got 48, expected a multiple of the context 16 that divides batch_tokens 64"},
+      {"train", "min_lr = 1", {}, "[r.toml:19 train.min_lr] got 1, expected at most train.lr 0.01"},
+      {"train", "warmup = 2.5", {}, "[r.toml:19 train.warmup] got 2.5, expected whole steps, or below 1 a share of all"},
+      {"train", "minutes = 2", {}, "[r.toml:19 train.minutes] got both train.steps and train.minutes, expected one"},
+      {"model", "", {"train.steps="}, "[r.toml train.steps] got nothing, expected train.steps or train.minutes"},
+      {"model", "", {"model.top_k=5"}, "[--set model.top_k] got 5, expected at most model.experts 4"},
+      {"model",
+       "",
+       {"model.experts=0"},
+       "[--set model.experts] got 0, expected 1 or more; a model without experts is model.ffn = \"dense\" with "
+       "model.ffn_width"},
+      {"model", "", {"model.experts=-1"}, "[--set model.experts] got -1, expected a whole number in 1..65536"},
+      {"model",
+       "",
+       {"model.heads=3"},
+       "[--set model.heads] got 3, expected a divisor of model.hidden 64 (or model.head_width)"},
+      {"model", "", {"model.head_width=15"}, "[--set model.head_width] got 15, expected an even number"},
+      {"model", "", {"model.kv_heads=3"}, "[--set model.kv_heads] got 3, expected a divisor of model.heads 4"},
+      {"model", "capacity_factor = 0", {}, "[r.toml:3 model.capacity_factor] got 0, expected a number above 0"},
+      {"model", "capacity_factor = -1.5", {}, "[r.toml:3 model.capacity_factor] got -1.5, expected a number above 0"},
+      {"model", "normalize = 1", {}, "[r.toml:3 model.normalize] got 1, expected true or false"},
+      {"model",
+       "ffn = \"dense\"",
+       {},
+       "[r.toml:7 model.experts] got 4, expected no such key: model.ffn is \"dense\", which has no experts"},
+      {"model", "ffn_width = 8", {}, "[r.toml:3 model.ffn_width] got 8, expected no such key: no layer is dense"},
+      {"model", "dense_layers = [0]", {}, "[r.toml model.ffn_width] got nothing, expected the width of the dense layers"},
+      {"model", "dense_layers = [2]\nffn_width = 8", {}, "[r.toml:3 model.dense_layers] got layer 2, expected 0..1"},
+      {"model", "dense_layers = [1, 1]\nffn_width = 8", {}, "[r.toml:3 model.dense_layers] got a layer twice"},
+      {"model", "dense_layers = [0, 1]\nffn_width = 8", {}, "[r.toml:3 model.dense_layers] got all layers"},
+      {"model", "dense_layers = 0\nffn_width = 8", {}, "[r.toml:3 model.dense_layers] got 0, expected a list of whole numbers"},
+      {"tokenizer",
+       "vocab_size = 300",
+       {},
+       "[r.toml:12 tokenizer.vocab_size] got 300, expected no such key: only tokenizer.kind \"bpe\""},
+      {"tokenizer", "", {"tokenizer.kind=file"}, "[r.toml tokenizer.file] got nothing, expected the tokenizer.json"},
+      {"model", "", {"data.files=[1]"}, "[--set data.files] got 1, expected a list of file names"},
+      {"model", "", {"train.lr"}, "[--set] got train.lr, expected key=value"},
+      {"model",
+       "",
+       {"train.learning_rate=1"},
+       "[--set] got the unknown key train.learning_rate, expected a recipe's, the nearest is "},
+      {"model", "", {"train.lr=fast"}, "[--set train.lr] got 'fast', expected a number above 0"},
+      {"model", "hidden = 3", {}, "[r.toml:5] got invalid TOML, expected a recipe: "},
+      {"model", "[", {}, "[r.toml:3] got invalid TOML, expected a recipe: "},
+  };
+  for (const Bad& bad : cases) {
+    const auto recipe = Small(bad.section, bad.lines, bad.sets);
+    ASSERT_FALSE(recipe) << bad.message;
+    const std::string message = recipe.error().Message();
+    EXPECT_TRUE(message.starts_with(bad.message)) << "got      " << message << "\nexpected " << bad.message;
+    EXPECT_EQ(message.find('\n'), std::string::npos);
+  }
+}
+
+TEST(Recipe, AnyBytesGiveARecipeOrOneLine) {
+  Rng rng(1);
+  const std::string pieces =
+      "[]=\"'#.,\n {}-+_\\\x01\xff"
+      "0aeE:tT";
+  for (int i = 0; i < 3000; ++i) {
+    std::string text = kSmall;
+    for (int64_t edits = 1 + rng.Below(4); edits > 0; --edits) {
+      const auto at = static_cast<size_t>(rng.Below(std::ssize(text)));
+      const char c = pieces[static_cast<size_t>(rng.Below(std::ssize(pieces)))];
+      if (rng.Below(2) == 0) {
+        text[at] = c;
+      } else {
+        text = rng.Below(8) == 0 ? text.substr(0, at) : text.insert(at, 1, c);
+      }
+      if (text.empty()) text = "[";
+    }
+    const auto recipe = Parse(text);
+    if (!recipe) {
+      ASSERT_EQ(recipe.error().Message().find('\n'), std::string::npos) << text;
+    }
+  }
+}
+
+TEST(Recipe, AWrongFlagIsWrongUsageAndAWrongFileIsNot) {
+  EXPECT_EQ(Parse(kSmall, {.sets = {"train.lr=x"}}).error().exit_code, 2);
+  EXPECT_EQ(Parse(kSmall, {.sets = {"nonsense"}}).error().exit_code, 2);
+  EXPECT_EQ(Parse(kSmall, {.dtype = "f64"}).error().exit_code, 2);
+  EXPECT_EQ(Small("train", "clip = -1").error().exit_code, 1);
+}
+
+TEST(Recipe, PathsAreRelativeToTheRecipe) {
+  const TempDir dir;
+  test::WriteFile(dir / "r.toml", kSmall);
+  const auto recipe = LoadRecipe(dir / "r.toml");
+  ASSERT_TRUE(recipe) << recipe.error().Message();
+  EXPECT_EQ(recipe->data.files[1], dir / "sub/b.txt");
+  EXPECT_FALSE(LoadRecipe(dir / "none.toml"));
+}
+
+TEST(Recipe, FirstDifferenceSkipsWhatNumbersDoNotDependOn) {
+  const Recipe a = *Parse(kSmall);
+  const auto with = [](std::vector<std::string> sets) { return *Parse(kSmall, {.sets = std::move(sets)}); };
+  EXPECT_EQ(
+      FirstDifference(a, with({"train.eval_every=3", "train.checkpoint_every=7", "train.eval_tokens=9", "data.files=[\"z\"]"})),
+      "");
+  EXPECT_EQ(FirstDifference(a, with({"train.lr=0.02"})), "train.lr");
+  EXPECT_EQ(FirstDifference(a, with({"train.steps=11"})), "train.steps");
+  EXPECT_EQ(FirstDifference(a, with({"train.steps=", "train.minutes=3"})), "");
+  EXPECT_EQ(FirstDifference(a, with({"model.capacity_factor=2"})), "model.capacity_factor");
+  EXPECT_EQ(ValueOf(a, "model.capacity_factor"), "none");
+}
+
+TEST(Recipe, MakesTheModelItDescribes) {
+  const auto recipe = Small("model", "dense_layers = [1]\nffn_width = 96\nshared_experts = 1\nkv_heads = 2");
+  ASSERT_TRUE(recipe) << recipe.error().Message();
+  const auto config = MakeModelConfig(*recipe, 259, 256, 257, "r.toml");
+  ASSERT_TRUE(config) << config.error().Message();
+  ASSERT_EQ(config->layers.size(), 2u);
+  EXPECT_EQ(config->layers[0].ffn, FfnKind::kMoe);
+  EXPECT_EQ(config->layers[0].moe.router.num_experts, 4);
+  EXPECT_EQ(config->layers[0].moe.shared_width(), 32);
+  EXPECT_EQ(config->layers[1].ffn, FfnKind::kDense);
+  EXPECT_EQ(config->layers[1].ffn_width, 96);
+  EXPECT_EQ(config->num_kv_heads, 2);
+  EXPECT_EQ(config->bos_id, 256);
+
+  const auto k1 = Small("model", "", {"model.top_k=1"});
+  ASSERT_TRUE(k1);
+  EXPECT_FALSE(MakeModelConfig(*k1, 259, 256, 257, "r.toml"));  // its gate would always be 1
+}
+
+TEST(Recipe, TwinsAreDense) {
+  for (const auto& [ffn, width] : {std::pair{"dense-active", 64}, {"dense-total", 128}}) {
+    const auto recipe = Parse(kSmall, {.sets = {std::string("model.ffn=") + ffn}});
+    ASSERT_TRUE(recipe) << recipe.error().Message();
+    const auto config = MakeModelConfig(*recipe, 259, 256, 257, "r.toml");
+    ASSERT_TRUE(config) << config.error().Message();
+    EXPECT_EQ(config->layers[0].ffn, FfnKind::kDense);
+    EXPECT_EQ(config->layers[0].ffn_width, width);
+  }
+}
+
+TEST(Recipe, TheOnesThatComeWithItAreGood) {
+  int count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(std::string(MOE_SOURCE_DIR) + "/recipes")) {
+    if (entry.path().extension() != ".toml") continue;
+    ++count;
+    const auto recipe = LoadRecipe(entry.path().string());
+    ASSERT_TRUE(recipe) << recipe.error().Message();
+    const auto config = MakeModelConfig(*recipe, recipe->tokenizer.vocab_size, 1, 2, entry.path().string());
+    EXPECT_TRUE(config) << config.error().Message();
+  }
+  EXPECT_GE(count, 3);
+}
+
+TEST(Recipe, TheDenseDemoIsTheTwinOfTheDemo) {
+  const std::string folder = std::string(MOE_SOURCE_DIR) + "/recipes/";
+  const auto twin = LoadRecipe(folder + "demo.toml", {.sets = {"model.ffn=dense-active"}}),
+             dense = LoadRecipe(folder + "demo-dense.toml");
+  ASSERT_TRUE(twin && dense);
+  const auto a = MakeModelConfig(*twin, 1024, 1, 2, ""), b = MakeModelConfig(*dense, 1024, 1, 2, "");
+  ASSERT_TRUE(a && b);
+  EXPECT_EQ(a->layers.size(), b->layers.size());
+  EXPECT_EQ(a->layers[0].ffn_width, b->layers[0].ffn_width);
+  EXPECT_EQ(CountParameters(*a).total, CountParameters(*b).total);
+  for (const char* key : {"train.batch_tokens", "train.lr", "train.seed", "train.dtype", "train.context", "train.eval_tokens",
+                          "tokenizer.vocab_size", "data.files"}) {
+    EXPECT_EQ(ValueOf(*twin, key), ValueOf(*dense, key)) << key;
+  }
+}
+
+TEST(Recipe, TheReadmeListsEveryKey) {
+  const std::string readme = test::ReadFile(std::string(MOE_SOURCE_DIR) + "/recipes/README.md");
+  const Recipe recipe;
+  VisitRecipe(recipe, [&](std::string_view key, const auto&, const auto&) {
+    EXPECT_NE(readme.find(fmt::format("`{}`", key.substr(key.find('.') + 1))), std::string::npos) << key;
+  });
+}
+
+}  // namespace
+}  // namespace moe
