@@ -1,0 +1,140 @@
+#include "moe/train/trainer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "moe/base/check.h"
+#include "moe/base/clock.h"
+#include "moe/model/evaluate.h"
+
+namespace moe {
+namespace {
+
+// Adds the seconds of its life to one of the parts.
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& seconds) : seconds_(seconds), start_(NowSeconds()) {}
+  ~Stopwatch() { seconds_ += NowSeconds() - start_; }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  double& seconds_;
+  double start_;
+};
+
+// Where a loss or gradient that is not finite comes from, as far as the numbers tell: "; ..." or nothing.
+std::string Culprit(const ParameterStore& store) {
+  if (const std::string name = FirstNonFiniteValue(store); !name.empty()) return fmt::format("; {} is not finite", name);
+  constexpr double kLarge = 1e3;  // nothing that trains has weights like these
+  double largest = kLarge;
+  std::string grown;
+  for (const Parameter& parameter : store.all()) {
+    if (!parameter.name.starts_with("layers.")) continue;
+    double squares = 0;
+    for (const float x : parameter.value.span()) squares += static_cast<double>(x) * x;
+    const double rms = std::sqrt(squares / static_cast<double>(std::max<int64_t>(1, parameter.value.size())));
+    if (rms > largest) largest = rms, grown = parameter.name;
+  }
+  if (!grown.empty()) return fmt::format("; the weights of {} have grown to {:.1e}", grown, largest);
+  if (const std::string name = FirstNonFiniteGrad(store); !name.empty())
+    return fmt::format("; first in the gradient of {}", name);
+  return "";
+}
+
+}  // namespace
+
+Trainer::Trainer(const Recipe& recipe, const Corpus& corpus, std::vector<int32_t> token_bytes, Model& model)
+    : recipe_(recipe.train),
+      token_bytes_(std::move(token_bytes)),
+      model_(model),
+      stream_(corpus, recipe.train.context, model.config().bos_id, static_cast<uint64_t>(recipe.train.seed)) {
+  MOE_CHECK(std::ssize(token_bytes_) == model.config().vocab_size, "{} token lengths, vocabulary {}", token_bytes_.size(),
+            model.config().vocab_size);
+  optimizer_ = {.beta1 = recipe_.beta1,
+                .beta2 = recipe_.beta2,
+                .epsilon = recipe_.epsilon,
+                .weight_decay = recipe_.weight_decay,
+                .clip = recipe_.clip};
+  optimizer_.Reset(model.parameters());
+  set_steps(recipe_.steps);
+}
+
+void Trainer::set_steps(int64_t steps) {
+  schedule_ = {.lr = recipe_.lr, .min_lr = recipe_.min_lr, .warmup_steps = WarmupSteps(recipe_.warmup, steps), .steps = steps};
+}
+
+void Trainer::Restart(ExecContext& ctx) {
+  model_.Initialize(static_cast<uint64_t>(recipe_.seed), ctx);
+  optimizer_.Reset(model_.parameters());
+  seconds = 0;
+}
+
+tl::unexpected<Error> Trainer::Diverged(const std::string& what) const {
+  std::string advice =
+      fmt::format("try a lower train.lr (now {}) or a longer train.warmup (now {})", recipe_.lr, recipe_.warmup);
+  if (recipe_.clip == 0) advice += ", or train.clip = 1 (now off)";
+  if (recipe_.dtype != DType::kF32) advice += fmt::format(", or train.dtype = \"f32\" (now {})", Name(recipe_.dtype));
+  return Err(fmt::format("step {}", steps_done() + 1), "{}; {}", what, advice);
+}
+
+// Sums over the step's micro-batches into the gradients and stats_.
+Status Trainer::Gradients(StepMetrics& metrics, ExecContext& ctx) {
+  const int64_t T = recipe_.micro_batch_tokens, count = recipe_.batch_tokens / T;
+  const auto grad_scale = static_cast<float>(1.0 / static_cast<double>(recipe_.batch_tokens));
+  const auto aux_scale = static_cast<float>(1.0 / static_cast<double>(count));
+  int64_t num_bytes = 0;
+  stats_.Clear();
+  {
+    Stopwatch watch(metrics.parts.optimizer);
+    model_.parameters().ZeroGradients();
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    {
+      Stopwatch watch(metrics.parts.data);
+      stream_.Read(steps_done() * recipe_.batch_tokens + i * T, T, batch_);
+      for (const int32_t token : batch_.targets) num_bytes += token_bytes_[static_cast<size_t>(token)];
+    }
+    Stopwatch watch(metrics.parts.model);
+    ctx.arena.Reset();
+    const Status status = model_.ForwardBackward({.rows = batch_.rows}, batch_.targets, grad_scale, aux_scale, &stats_, ctx);
+    if (!status) return Diverged(status.error().where + ": " + status.error().what);
+  }
+  ctx.arena.Reset();
+  metrics.step_tokens = stats_.num_targets;
+  metrics.loss = stats_.loss_sum / static_cast<double>(stats_.num_targets);
+  metrics.bits_per_byte = BitsPerByte(stats_.loss_sum, num_bytes);
+  metrics.layers = stats_.layers;
+  return {};
+}
+
+Status Trainer::Step(StepMetrics& metrics, ExecContext& ctx) {
+  metrics.parts = {};
+  metrics.steps = schedule_.steps;
+  metrics.lr = LearningRate(schedule_, steps_done());
+  MOE_TRY(Gradients(metrics, ctx));
+  ParameterStore& store = model_.parameters();
+  if (!std::isfinite(metrics.loss)) {
+    return Diverged(fmt::format("the loss is {}, expected a finite number{}", metrics.loss, Culprit(store)));
+  }
+  {
+    Stopwatch watch(metrics.parts.optimizer);
+    metrics.grad_norm = GlobalGradNorm(store, ctx);
+    if (!std::isfinite(metrics.grad_norm)) {
+      return Diverged(fmt::format("the gradient's norm is {}, expected a finite number{}", metrics.grad_norm, Culprit(store)));
+    }
+    ApplyAdamw(optimizer_, store, metrics.lr, metrics.grad_norm, ctx);
+  }
+  {
+    Stopwatch watch(metrics.parts.repack);
+    model_.Repack(ctx);
+  }
+  seconds += metrics.parts.total();
+  metrics.seconds = seconds;
+  metrics.step = steps_done();
+  metrics.tokens = metrics.step * recipe_.batch_tokens;
+  return {};
+}
+
+}  // namespace moe

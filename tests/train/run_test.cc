@@ -1,0 +1,256 @@
+#include "moe/train/run.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include "moe/model/load.h"
+#include "testing/matchers.h"
+#include "tests/train/tiny_run.h"
+
+namespace moe {
+namespace {
+
+using test::ExpectSameRun;
+using test::TempDir;
+
+class RunTest : public testing::Test {
+ protected:
+  RunTest() { test::WriteTinyRun(dir_); }
+
+  std::string Folder(const std::string& name) const { return dir_ / name; }
+
+  Result<RunSummary> Run(const std::string& folder, bool resume = false, RecipeOverrides overrides = {},
+                         RunObserver observer = {}, const KernelTable* table = SupportedKernelTables().front()) {
+    ThreadPool pool(1);
+    Arena arena;
+    ExecContext ctx{pool, arena, *table};
+    return RunTraining(
+        {.recipe = dir_ / "r.toml", .overrides = std::move(overrides), .folder = Folder(folder), .resume = resume}, observer,
+        ctx);
+  }
+  // Runs and expects an error whose place and words these are.
+  void ExpectError(const Result<RunSummary>& result, const std::string& where, const std::string& part) {
+    ASSERT_FALSE(result) << "expected: " << part;
+    EXPECT_EQ(result.error().where, where);
+    EXPECT_NE(result.error().what.find(part), std::string::npos) << result.error().Message();
+    EXPECT_EQ(result.error().Message().find('\n'), std::string::npos);
+  }
+  // Stops once that many steps are done.
+  static RunObserver StopAfter(int64_t steps) {
+    auto done = std::make_shared<int64_t>(0);
+    return {.on_step = [=](const StepMetrics& metrics) { *done = metrics.step; },
+            .stop_requested = [=] { return *done >= steps; }};
+  }
+
+  TempDir dir_;
+};
+
+TEST_F(RunTest, LeavesAModelMetricsAndTheRecipe) {
+  std::vector<int64_t> evaluated;
+  RunInfo info;
+  const auto summary =
+      Run("a", false, {},
+          {.on_start = [&](const RunInfo& begun) { info = begun; },
+           .on_validation = [&](const StepMetrics& metrics, const ValidationMetrics&) { evaluated.push_back(metrics.step); }});
+  ASSERT_TRUE(summary) << summary.error().Message();
+  EXPECT_FALSE(summary->interrupted);
+  EXPECT_EQ(summary->step, 12);
+  EXPECT_EQ(summary->tokens, 12 * 64);
+  EXPECT_EQ(evaluated, (std::vector<int64_t>{4, 8, 12}));
+  EXPECT_EQ(info.train_bytes, std::ssize(test::ReadFile(dir_ / "train.txt")));
+  EXPECT_EQ(info.validation_tokens, std::ssize(test::ReadFile(dir_ / "valid.txt")));
+
+  const auto lines = test::Metrics(Folder("a"));
+  ASSERT_EQ(lines.size(), 12u);
+  double best = 1e9;
+  for (size_t i = 0; i < lines.size(); ++i) {
+    EXPECT_EQ(lines[i]["step"], i + 1);
+    EXPECT_EQ(lines[i].contains("validation_loss"), (i + 1) % 4 == 0);
+    if (lines[i].contains("validation_loss")) best = std::min(best, lines[i]["validation_loss"].get<double>());
+  }
+  EXPECT_EQ(summary->best_loss, best);
+  EXPECT_LT(lines.back()["loss"], lines.front()["loss"]);
+
+  ThreadPool pool(1);
+  Arena arena;
+  ExecContext ctx{pool, arena, *SupportedKernelTables().front()};
+  for (const char* folder : {"a", "a/best"}) {
+    const auto model = LoadModel(Folder(folder), {.format = DType::kF32}, ctx);
+    ASSERT_TRUE(model) << model.error().Message();
+    EXPECT_TRUE(Tokenizer::Load(Folder(folder)));
+  }
+  const auto own = LoadRecipe(Folder("a") + "/recipe.toml");
+  ASSERT_TRUE(own) << own.error().Message();
+  EXPECT_EQ(FirstDifference(*own, *LoadRecipe(dir_ / "r.toml")), "");
+}
+
+TEST_F(RunTest, ResumedEqualsNeverStoppedBitForBit) {
+  ASSERT_TRUE(Run("whole"));
+  for (const int64_t stop : {0, 1, 4, 7, 11, 12}) {
+    SCOPED_TRACE(stop);
+    const std::string name = fmt::format("stopped{}", stop);
+    const auto stopped = Run(name, false, {}, StopAfter(stop));
+    ASSERT_TRUE(stopped) << stopped.error().Message();
+    EXPECT_TRUE(stopped->interrupted);  // at 12, before the last evaluation was done
+    EXPECT_EQ(stopped->step, stop);
+    const auto resumed = Run(name, true);
+    ASSERT_TRUE(resumed) << resumed.error().Message();
+    EXPECT_EQ(resumed->step, 12);
+    ExpectSameRun(Folder(name), Folder("whole"));
+  }
+}
+
+TEST_F(RunTest, StoppedWithinAnEvaluationDoesItAgain) {
+  ASSERT_TRUE(Run("whole"));
+  for (const int64_t at : {4, 12}) {
+    SCOPED_TRACE(at);
+    const std::string name = fmt::format("stopped{}", at);
+    int64_t step = 0;
+    bool evaluating = false;
+    const auto stopped = Run(name, false, {},
+                             {.on_step = [&](const StepMetrics& metrics) { step = metrics.step; },
+                              .on_evaluating = [&](int64_t, int64_t) { evaluating = true; },
+                              .on_validation = [&](const StepMetrics&, const ValidationMetrics&) { evaluating = false; },
+                              .stop_requested = [&] { return evaluating && step == at; }});
+    ASSERT_TRUE(stopped) << stopped.error().Message();
+    EXPECT_TRUE(stopped->interrupted);
+    ASSERT_TRUE(Run(name, true));
+    ExpectSameRun(Folder(name), Folder("whole"));
+  }
+}
+
+TEST_F(RunTest, ResumingNeedsNoRecipeAndMayChangeWhatNumbersDoNotDependOn) {
+  ASSERT_TRUE(Run("whole"));
+  ASSERT_TRUE(Run("b", false, {}, StopAfter(5)));
+  ThreadPool pool(2);
+  Arena arena;
+  ExecContext ctx{pool, arena, *SupportedKernelTables().front()};
+  const auto resumed =
+      RunTraining({.overrides = {.sets = {"train.checkpoint_every=0"}}, .folder = Folder("b"), .resume = true}, {}, ctx);
+  ASSERT_TRUE(resumed) << resumed.error().Message();
+  EXPECT_TRUE(test::ReadFile(Folder("b") + "/model.safetensors") == test::ReadFile(Folder("whole") + "/model.safetensors"));
+  EXPECT_EQ(test::Metrics(Folder("b")), test::Metrics(Folder("whole")));
+}
+
+TEST_F(RunTest, AFinishedRunResumesToNothingAndRepairsTheModel) {
+  ASSERT_TRUE(Run("a"));
+  const std::string model = test::ReadFile(Folder("a") + "/model.safetensors");
+  std::filesystem::remove(Folder("a") + "/model.safetensors");
+  const auto again = Run("a", true);
+  ASSERT_TRUE(again) << again.error().Message();
+  EXPECT_FALSE(again->interrupted);
+  EXPECT_TRUE(test::ReadFile(Folder("a") + "/model.safetensors") == model);
+}
+
+TEST_F(RunTest, ADamagedCheckpointFallsBackToTheOneBefore) {
+  ASSERT_TRUE(Run("whole"));
+  ASSERT_TRUE(Run("a", false, {}, StopAfter(8)));
+  const std::string path = Folder("a") + "/train_state", bytes = test::ReadFile(path);
+  test::WriteFile(path, bytes.substr(0, bytes.size() / 2));
+  std::vector<std::string> notes;
+  const auto resumed = Run("a", true, {}, {.on_note = [&](const std::string& note) { notes.push_back(note); }});
+  ASSERT_TRUE(resumed) << resumed.error().Message();
+  ASSERT_FALSE(notes.empty());
+  EXPECT_NE(notes[0].find("going on from the checkpoint before it, of step 6"), std::string::npos) << notes[0];
+  ExpectSameRun(Folder("a"), Folder("whole"));
+}
+
+TEST_F(RunTest, RefusesAFolderThatHoldsARun) {
+  ASSERT_TRUE(Run("a", false, {}, StopAfter(1)));
+  const std::string before = test::ReadFile(Folder("a") + "/train_state");
+  ExpectError(Run("a"), Folder("a"), "already holds a run (train_state)");
+  EXPECT_TRUE(test::ReadFile(Folder("a") + "/train_state") == before);
+  std::filesystem::create_directory(Folder("model"));
+  test::WriteFile(Folder("model") + "/model.safetensors", "mine");
+  ExpectError(Run("model"), Folder("model"), "already holds a run (model.safetensors)");
+  EXPECT_EQ(test::ReadFile(Folder("model") + "/model.safetensors"), "mine");
+}
+
+TEST_F(RunTest, RefusesAFolderItCannotWriteTo) {
+  test::WriteFile(Folder("file"), "x");
+  ExpectError(Run("file"), Folder("file"), "expected a folder");
+  ExpectError(Run("file/deeper"), Folder("file/deeper"), "expected a folder");
+  if (geteuid() == 0) return;  // root may write anywhere
+  std::filesystem::create_directory(Folder("locked"));
+  std::filesystem::permissions(Folder("locked"), std::filesystem::perms::owner_read | std::filesystem::perms::owner_exec);
+  ExpectError(Run("locked/run"), Folder("locked/run"), "Permission denied");
+}
+
+TEST_F(RunTest, NothingIsWrittenBeforeInputIsGood) {
+  test::WriteFile(dir_ / "train.txt", "short");
+  ExpectError(Run("a"), dir_ / "train.txt",
+              "got 5 tokens of training text in it, expected at least one window of train.context 16");
+  test::WriteFile(dir_ / "train.txt", "");
+  ExpectError(Run("a"), dir_ / "train.txt", "is empty");
+  test::WriteFile(dir_ / "train.txt", std::string("a\0b", 3));
+  ExpectError(Run("a"), dir_ / "train.txt", "is binary");
+  test::WriteFile(dir_ / "train.txt", "caf\xe9 au lait, caf\xe9 au lait");
+  ExpectError(Run("a"), dir_ / "train.txt", "is not UTF-8");
+  std::filesystem::remove(dir_ / "train.txt");
+  ExpectError(Run("a"), dir_ / "train.txt", "No such file");
+  ExpectError(Run("a", false, {.data = {dir_ / "valid.txt"}}), dir_ / "r.toml" + std::string(" data.validation"),
+              "not among data.files too");
+  ExpectError(Run("a", false, {.sets = {"data.files=[]"}}), dir_ / "r.toml" + std::string(" data.files"), "got no file");
+  ExpectError(Run("a", true), Folder("a"), "got no checkpoint there (train_state)");
+  EXPECT_FALSE(std::filesystem::exists(Folder("a")));
+}
+
+TEST_F(RunTest, ResumeRefusesAnotherRun) {
+  ASSERT_TRUE(Run("a", false, {}, StopAfter(5)));
+  const std::string before = test::ReadFile(Folder("a") + "/train_state"),
+                    metrics = test::ReadFile(Folder("a") + "/metrics.jsonl");
+  ExpectError(Run("a", true, {.sets = {"train.lr=0.5"}}), dir_ / "r.toml" + std::string(" train.lr"),
+              "got 0.5, expected 0.01: the run in ");
+  ExpectError(Run("a", true, {.sets = {"model.experts=8"}}), dir_ / "r.toml" + std::string(" model.experts"),
+              "got 8, expected 4");
+  ExpectError(Run("a", true, {}, {}, SupportedKernelTables().back()), Folder("a"),
+              fmt::format("got the instruction set {}, expected {}", SupportedKernelTables().back()->name,
+                          SupportedKernelTables().front()->name));
+  test::WriteFile(dir_ / "train.txt", test::TinyText(9, 3000));
+  ExpectError(Run("a", true), dir_ / "train.txt", "got other training text");
+  test::WriteFile(dir_ / "train.txt", test::TinyText(1, 3000));
+  ASSERT_TRUE(Tokenizer::FromMerges(std::vector<BpeMerge>{{'a', 't', 256}}).Save(Folder("a")));
+  ExpectError(Run("a", true), Folder("a") + "/tokenizer.json", "got another tokenizer");
+  ASSERT_TRUE(Tokenizer::Bytes().Save(Folder("a")));
+  EXPECT_TRUE(test::ReadFile(Folder("a") + "/train_state") == before);
+  EXPECT_EQ(test::ReadFile(Folder("a") + "/metrics.jsonl"), metrics);
+  EXPECT_TRUE(Run("a", true));
+}
+
+TEST_F(RunTest, DivergenceStopsAndKeepsTheLastGoodCheckpoint) {
+  const auto result =
+      Run("a", false, {.sets = {"train.lr=1e30", "train.clip=0", "train.warmup=0", "train.checkpoint_every=0"}});
+  ASSERT_FALSE(result);
+  EXPECT_TRUE(result.error().where.starts_with("step ")) << result.error().Message();
+  EXPECT_NE(result.error().what.find("try a lower train.lr"), std::string::npos) << result.error().Message();
+  EXPECT_NE(result.error().what.find("the checkpoint of step 0 in " + Folder("a") + " is good"), std::string::npos)
+      << result.error().Message();
+  EXPECT_TRUE(OpenTrainState(Folder("a")));
+}
+
+TEST_F(RunTest, MinutesAreTurnedIntoStepsOnce) {
+  const auto summary = Run("a", false, {.minutes = 0.004});
+  ASSERT_TRUE(summary) << summary.error().Message();
+  EXPECT_GE(summary->steps, 1);
+  EXPECT_EQ(summary->step, summary->steps);
+  const auto own = LoadRecipe(Folder("a") + "/recipe.toml");
+  ASSERT_TRUE(own) << own.error().Message();
+  EXPECT_EQ(own->train.steps, summary->steps);
+  // the calibration left no trace: the same steps asked for by number give the same model
+  ASSERT_TRUE(Run("b", false, {.sets = {fmt::format("train.steps={}", summary->steps)}}));
+  EXPECT_TRUE(test::ReadFile(Folder("a") + "/model.safetensors") == test::ReadFile(Folder("b") + "/model.safetensors"));
+  EXPECT_TRUE(Run("a", true, {.minutes = 0.004}));  // the same command line resumes
+}
+
+TEST_F(RunTest, WorksWithoutValidationAndWithBpe) {
+  const auto summary = Run("a", false, {.sets = {"data.validation=[]", "tokenizer.kind=bpe", "tokenizer.vocab_size=270"}});
+  ASSERT_TRUE(summary) << summary.error().Message();
+  EXPECT_EQ(summary->best_step, 0);
+  EXPECT_FALSE(std::filesystem::exists(Folder("a") + "/best"));
+  const auto tokenizer = Tokenizer::Load(Folder("a"));
+  ASSERT_TRUE(tokenizer);
+  EXPECT_EQ(tokenizer->vocab_size(), 270);
+}
+
+}  // namespace
+}  // namespace moe

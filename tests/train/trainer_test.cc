@@ -1,0 +1,178 @@
+#include "moe/train/trainer.h"
+
+#include <gtest/gtest.h>
+
+#include "moe/model/evaluate.h"
+#include "testing/matchers.h"
+#include "tests/train/tiny_run.h"
+
+namespace moe {
+namespace {
+
+const KernelTable& BestTable() {
+  return *SupportedKernelTables().front();
+}
+
+// One tiny trainer with all it needs.
+struct Bench {
+  Recipe recipe;
+  ThreadPool pool;
+  Arena arena;
+  ExecContext ctx;
+  Corpus corpus;
+  Model model;
+  Trainer trainer;
+
+  explicit Bench(const std::vector<std::string>& sets = {}, int threads = 1, const KernelTable& table = BestTable())
+      : recipe(ParseRecipe(test::kTinyRecipe, "tiny", "/", {.sets = sets}).value()),
+        pool(threads),
+        ctx{pool, arena, table},
+        corpus(Tokenize(std::vector<std::string>{test::TinyText(1, 3000)}, Tokenizer::Bytes(), true, pool)),
+        model(MakeModelConfig(recipe, 259, 256, 257, "tiny").value(), recipe.train.dtype, true),
+        trainer(recipe, corpus, std::vector<int32_t>(259, 1), model) {
+    trainer.Restart(ctx);
+  }
+  StepMetrics Step() {
+    StepMetrics metrics;
+    const Status status = trainer.Step(metrics, ctx);
+    EXPECT_TRUE(status) << status.error().Message();
+    return metrics;
+  }
+};
+
+std::vector<float> Weights(const Model& model) {
+  std::vector<float> all;
+  for (const Parameter& p : model.parameters().all()) {
+    const auto values = p.value.span();
+    all.insert(all.end(), values.begin(), values.end());
+  }
+  return all;
+}
+
+TEST(Trainer, LearnsAndReports) {
+  for (const char* ffn : {"model.ffn=moe", "model.ffn=dense-active"}) {
+    Bench bench({"train.steps=60", ffn});
+    const StepMetrics first = bench.Step();
+    EXPECT_EQ(first.step, 1);
+    EXPECT_EQ(first.steps, 60);
+    EXPECT_EQ(first.tokens, 64);
+    EXPECT_EQ(first.step_tokens, 64);
+    EXPECT_NEAR(first.loss, std::log(259.0), 0.2);                      // knows nothing yet
+    EXPECT_DOUBLE_EQ(first.bits_per_byte, first.loss / std::log(2.0));  // a token is a byte here
+    EXPECT_GT(first.grad_norm, 0);
+    EXPECT_GT(first.parts.total(), 0);
+    StepMetrics last;
+    for (int i = 1; i < 60; ++i) last = bench.Step();
+    EXPECT_LT(last.loss, 2.5) << ffn;
+    EXPECT_EQ(last.tokens, 60 * 64);
+    EXPECT_GT(last.seconds, first.seconds);
+    EXPECT_LT(last.lr, first.lr);
+    ASSERT_EQ(last.layers.size(), 2u);
+    const bool moe = bench.recipe.model.ffn == RecipeFfn::kMoe;
+    for (const LayerStats& layer : last.layers) {
+      int64_t slots = 0;
+      for (const int64_t n : layer.tokens_per_expert) slots += n;
+      EXPECT_EQ(slots, moe ? 2 * 64 : 0);
+    }
+    if (moe) {
+      EXPECT_GE(last.balance_loss(),
+                0.9);  // 1 is balance; a little less is possible, counts and probabilities are not the same
+      EXPECT_GE(last.max_violation(), 0);
+    } else {
+      EXPECT_EQ(last.balance_loss(), 0);
+    }
+  }
+}
+
+TEST(Trainer, ThreadsChangeNothingBitForBit) {
+  for (const KernelTable* table : SupportedKernelTables()) {
+    for (const char* dtype : {"train.dtype=f32", "train.dtype=bf16"}) {
+      Bench one({dtype}, 1, *table), two({dtype}, 2, *table), three({dtype}, 3, *table);
+      for (int i = 0; i < 3; ++i) {
+        const StepMetrics a = one.Step(), b = two.Step(), c = three.Step();
+        EXPECT_EQ(a.loss, b.loss);
+        EXPECT_EQ(a.grad_norm, b.grad_norm);
+        EXPECT_EQ(a.grad_norm, c.grad_norm);
+      }
+      test::ExpectSameBits(Weights(one.model), Weights(two.model));
+      test::ExpectSameBits(Weights(one.model), Weights(three.model));
+    }
+  }
+}
+
+// Sequences do not see each other, and the loss is a mean over all targets: how they are grouped only rounds differently. The
+// z-loss is a mean too; the balance loss is a product of means, and dropping looks at the whole micro-batch: both are off.
+TEST(Trainer, MicroBatchesAddUpToTheBatch) {
+  const std::vector<std::string> sets = {"train.balance_loss=0", "train.z_loss=0.1", "model.capacity_factor="};
+  const auto with = [&](const std::string& micro) {
+    auto all = sets;
+    all.push_back("train.micro_batch_tokens=" + micro);
+    return all;
+  };
+  Bench whole(with("64")), quarters(with("16"));
+  const StepMetrics a = whole.Step(), b = quarters.Step();
+  EXPECT_NEAR(a.loss, b.loss, 64 * test::kEpsF32 * a.loss);
+  EXPECT_NEAR(a.grad_norm, b.grad_norm, 64 * test::kEpsF32 * a.grad_norm);
+  EXPECT_NEAR(a.z_loss(), b.z_loss(), 64 * test::kEpsF32 * a.z_loss());
+  for (size_t l = 0; l < 2; ++l) EXPECT_EQ(a.layers[l].tokens_per_expert, b.layers[l].tokens_per_expert);
+}
+
+TEST(Trainer, EqualMicroBatchesPushTheRouterAsMuchAsOne) {
+  // One document of one repeated token: every micro-batch holds the same rows, so their mean is any one of them.
+  const auto norm = [](const std::string& batch_tokens) {
+    Bench bench({"train.balance_loss=1", "train.micro_batch_tokens=16", "train.batch_tokens=" + batch_tokens});
+    Corpus same;
+    same.documents = {std::vector<int32_t>(16 * 8, 65)};
+    same.num_tokens = 16 * 8;
+    Recipe recipe = bench.recipe;
+    recipe.train.seed = 1;
+    Trainer trainer(recipe, same, std::vector<int32_t>(259, 1), bench.model);
+    trainer.Restart(bench.ctx);
+    StepMetrics metrics;
+    // the first windows of an epoch are full ones: 16 tokens each
+    EXPECT_TRUE(trainer.Step(metrics, bench.ctx));
+    return metrics.grad_norm;
+  };
+  const double one = norm("16"), four = norm("64");
+  EXPECT_NEAR(one, four, 64 * test::kEpsF32 * one);
+}
+
+TEST(Trainer, ALossThatIsNotFiniteStopsBeforeTheUpdate) {
+  Bench bench({"train.lr=1e30", "train.clip=0", "train.warmup=0"});
+  bench.Step();
+  std::vector<float> before;
+  for (int i = 0; i < 5; ++i) {
+    before = Weights(bench.model);
+    StepMetrics metrics;
+    const int64_t done = bench.trainer.steps_done();
+    const Status status = bench.trainer.Step(metrics, bench.ctx);
+    if (status) continue;
+    EXPECT_EQ(status.error().where, fmt::format("step {}", done + 1));
+    EXPECT_NE(status.error().what.find("layer"), std::string::npos) << status.error().Message();
+    EXPECT_NE(status.error().what.find("try a lower train.lr (now 1e+30)"), std::string::npos) << status.error().Message();
+    EXPECT_EQ(bench.trainer.steps_done(), done);
+    test::ExpectSameBits(Weights(bench.model), before);
+    return;
+  }
+  FAIL() << "a learning rate of 1e30 went unnoticed";
+}
+
+TEST(Trainer, RestartForgetsEverything) {
+  Bench bench, fresh;
+  for (int i = 0; i < 3; ++i) bench.Step();
+  bench.trainer.Restart(bench.ctx);
+  EXPECT_EQ(bench.trainer.steps_done(), 0);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(bench.Step().loss, fresh.Step().loss);
+  test::ExpectSameBits(Weights(bench.model), Weights(fresh.model));
+}
+
+TEST(Trainer, MemoryStopsGrowing) {
+  Bench bench;
+  for (int i = 0; i < 3; ++i) bench.Step();
+  const int64_t allocations = bench.arena.num_allocations();
+  for (int i = 0; i < 3; ++i) bench.Step();
+  EXPECT_LE(bench.arena.num_allocations(), allocations + 1);  // expert loads differ from step to step
+}
+
+}  // namespace
+}  // namespace moe
