@@ -8,5 +8,6 @@ int RunEval(int argc, char** argv);
 int RunGenerate(int argc, char** argv);
 int RunInspect(int argc, char** argv);
 int RunTrace(int argc, char** argv);
+int RunTrain(int argc, char** argv);
 
 }  // namespace moe

@@ -24,6 +24,7 @@ struct Command {
 
 // In the order in which a newcomer meets them.
 const std::vector<Command> kCommands = {
+    {"train", "trains a model as a recipe says", RunTrain},
     {"eval", "measures a model on text: loss, bits per byte, how its experts are used", RunEval},
     {"generate", "continues a prompt", RunGenerate},
     {"inspect", "shows what a model is: layers, routing, parameters, memory", RunInspect},

@@ -1,0 +1,164 @@
+// moe train on what users get wrong: one line, the right exit code, nothing written, nothing lost.
+
+#include "moe/train/checkpoint.h"
+#include "tests/cli/run_moe.h"
+#include "tests/train/tiny_run.h"
+
+namespace moe::test {
+namespace {
+
+namespace fs = std::filesystem;
+
+class TrainBadInput : public testing::Test {
+ protected:
+  TrainBadInput() { WriteTinyRun(dir_); }
+
+  RunResult Train(std::vector<std::string> more = {}) {
+    std::vector<std::string> all = {"train", dir_ / "r.toml", "--out", dir_ / "run", "--threads", "1"};
+    all.insert(all.end(), more.begin(), more.end());
+    return RunMoe(std::move(all));
+  }
+  void ExpectNothingWritten() { EXPECT_FALSE(fs::exists(dir_ / "run")); }
+  std::string Recipe(const std::string& key = "") const { return dir_ / "r.toml" + (key.empty() ? "" : " " + key); }
+
+  TempDir dir_;
+};
+
+TEST_F(TrainBadInput, DataFiles) {
+  WriteFile(dir_ / "empty", "");
+  WriteFile(dir_ / "binary", std::string("text\0text", 9));
+  WriteFile(dir_ / "latin1", "caf\xe9 au lait et encore un peu de texte");
+  WriteFile(dir_ / "short", "a few bytes");
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {"missing", "No such file"},
+      {"empty", "is empty"},
+      {"binary", "is binary"},
+      {"latin1", "is not UTF-8"},
+      {"short", "got 11 tokens of training text in it, expected at least"},
+      {"", "directory"}};
+  for (const auto& [name, part] : cases) {
+    ExpectFails(Train({"--data", dir_ / name}), 1, dir_ / name, part);
+    if (name != "short") ExpectFails(Train({"--validation", dir_ / name}), 1, dir_ / name, part);
+  }
+  ExpectNothingWritten();
+}
+
+TEST_F(TrainBadInput, Recipes) {
+  const auto with = [&](const std::string& from, const std::string& to) {
+    std::string text = kTinyRecipe;
+    text.replace(text.find(from), from.size(), to);
+    WriteFile(dir_ / "r.toml", text);
+    return Train();
+  };
+  const auto line = [&](int number, const std::string& key) { return fmt::format("{}:{} {}", dir_ / "r.toml", number, key); };
+  ExpectFails(with("layers", "layer"), 1, line(3, "model.layer"),
+              "got an unknown key, expected a recipe's, the nearest is model.layers");
+  ExpectFails(with("lr = 0.01", "lr = \"high\""), 1, line(23, "train.lr"), "got 'high', expected a number above 0");
+  ExpectFails(with("top_k = 2", "top_k = 5"), 1, line(8, "model.top_k"), "got 5, expected at most model.experts 4");
+  ExpectFails(with("experts = 4", "experts = 0"), 1, line(7, "model.experts"), "got 0, expected 1 or more");
+  ExpectFails(with("heads = 2", "heads = 32"), 1, Recipe("model.head_width"), "got 1, expected an even number");
+  ExpectFails(with("heads = 2", "heads = 5"), 1, line(5, "model.heads"), "got 5, expected a divisor of model.hidden 32");
+  ExpectFails(with("capacity_factor = 1.25", "capacity_factor = 0"), 1, line(10, "model.capacity_factor"),
+              "got 0, expected a number above 0");
+  ExpectFails(with("capacity_factor = 1.25", "capacity_factor = -1"), 1, line(10, "model.capacity_factor"),
+              "got -1, expected a number above 0");
+  ExpectFails(with("expert_width = 16", "expert_width = 20"), 1, dir_ / "r.toml: layer 0: expert_width", "multiple of 16");
+  ExpectFails(with("top_k = 2", "top_k = 1"), 1, dir_ / "r.toml: layer 0: top_k", "the router would get no gradient");
+  ExpectFails(with("[train]", "[train"), 1, dir_ / "r.toml" + std::string(":19"), "got invalid TOML");
+  ExpectFails(with("steps = 12", ""), 1, Recipe("train.steps"), "got nothing, expected train.steps or train.minutes");
+  ExpectFails(with("kind = \"bytes\"", "vocab_size = 100"), 1, line(13, "tokenizer.vocab_size"),
+              "got 100, expected a whole number in 257..");
+  ExpectFails(RunMoe({"train", dir_ / "none.toml"}), 1, dir_ / "none.toml", "No such file");
+  ExpectNothingWritten();
+}
+
+TEST_F(TrainBadInput, Flags) {
+  ExpectFails(Train({"--sett", "a=b"}), 2, "flags", "'--sett'");
+  ExpectFails(Train({"--set", "train.lr"}), 2, "--set", "got train.lr, expected key=value");
+  ExpectFails(Train({"--set", "train.rl=1"}), 2, "--set", "the nearest is train.lr");
+  ExpectFails(Train({"--set", "train.lr=-1"}), 2, "--set train.lr", "got -1, expected a number above 0");
+  ExpectFails(Train({"--minutes", "0"}), 2, "--minutes", "got 0, expected a number above 0");
+  ExpectFails(Train({"--minutes", "nan"}), 2, "--minutes", "expected");
+  ExpectFails(Train({"--dtype", "f16"}), 2, "--dtype", "expected \"f32\" or \"bf16\"");
+  ExpectFails(RunMoe({"train", dir_ / "r.toml", "--out", dir_ / "run", "--threads", "-1"}), 2, "--threads", "got -1");
+  ExpectFails(RunMoe({"train"}), 2, "RECIPE", "got nothing, expected a recipe");
+  ExpectFails(RunMoe({"train", "--resume"}), 2, "--out", "got nothing, expected the folder of the run");
+  ExpectNothingWritten();
+}
+
+TEST_F(TrainBadInput, Folders) {
+  WriteFile(dir_ / "file", "x");
+  ExpectFails(RunMoe({"train", dir_ / "r.toml", "--out", dir_ / "file"}), 1, dir_ / "file", "expected a folder");
+  ExpectFails(RunMoe({"train", dir_ / "r.toml", "--out", dir_ / "file/run"}), 1, dir_ / "file/run", "expected a folder");
+  ExpectFails(RunMoe({"train", dir_ / "r.toml", "--out", "/proc/run"}), 1, "/proc/run", "cannot");
+  ExpectFails(Train({"--resume"}), 1, dir_ / "run", "got no checkpoint there (train_state), expected one to resume from");
+  ExpectNothingWritten();
+  ASSERT_EQ(Train().exit_code, 0);
+  const std::string model = ReadFile(dir_ / "run/model.safetensors");
+  ExpectFails(Train(), 1, dir_ / "run", "already holds a run (train_state), expected a new or empty folder; --resume goes on");
+  EXPECT_TRUE(ReadFile(dir_ / "run/model.safetensors") == model);
+}
+
+// Writes train_state anew, its tensors changed by `change`, checksums and all.
+template <class Change>
+void Rewrite(const std::string& path, Change&& change) {
+  auto file = Safetensors::Open(path);
+  ASSERT_TRUE(file) << file.error().Message();
+  std::vector<std::pair<TensorInfo, std::vector<std::byte>>> tensors;
+  for (const StoredTensor& tensor : file->tensors()) {
+    tensors.push_back({tensor, std::vector<std::byte>(tensor.data.begin(), tensor.data.end())});
+  }
+  change(tensors);
+  Metadata metadata;
+  for (const auto& [key, value] : file->metadata()) {
+    if (!key.starts_with("xxh3:")) metadata[key] = value;
+  }
+  std::vector<TensorInfo> infos;
+  for (const auto& [info, bytes] : tensors) infos.push_back(info);
+  auto writer = SafetensorsWriter::Create(path, infos, {.metadata = metadata, .checksums = true});
+  ASSERT_TRUE(writer) << writer.error().Message();
+  for (const auto& [info, bytes] : tensors) ASSERT_TRUE(writer->Append(info.name, bytes));
+  ASSERT_TRUE(writer->Commit());
+}
+
+TEST_F(TrainBadInput, Checkpoints) {
+  ASSERT_EQ(Train({"--set", "train.checkpoint_every=0", "train.eval_every=0"}).exit_code, 0);
+  const std::string path = dir_ / "run/train_state", previous = path + ".previous";
+  const std::string good = ReadFile(path), good_previous = ReadFile(previous);
+  const auto damage = [](std::string bytes) {
+    bytes[bytes.size() - 100] = static_cast<char>(bytes[bytes.size() - 100] ^ 1);
+    return bytes;
+  };
+  const auto resume = [&] { return Train({"--resume", "--set", "train.checkpoint_every=0", "train.eval_every=0"}); };
+
+  fs::remove(previous);
+  WriteFile(path, good.substr(0, good.size() / 2));
+  ExpectFails(resume(), 1, path, "");
+  WriteFile(path, damage(good));
+  ExpectFails(resume(), 1, path, "'v.");
+  WriteFile(previous, damage(good_previous));
+  ExpectFails(resume(), 1, path, "; and the one before, [" + previous + "]");
+  fs::remove(previous);
+
+  WriteFile(path, good);
+  Rewrite(path, [](auto& tensors) { tensors.erase(tensors.begin() + 3); });
+  ExpectFails(resume(), 1, path, "got no tensor 'master.");
+  WriteFile(path, good);
+  Rewrite(path, [](auto& tensors) {
+    tensors.push_back(tensors.back());
+    tensors.back().first.name = "v.layers.9.extra";
+  });
+  ExpectFails(resume(), 1, path, "got the unknown tensor 'v.layers.9.extra'");
+  WriteFile(path, good);
+  Rewrite(path, [](auto& tensors) { std::swap(tensors[0].first.shape[0], tensors[0].first.shape[1]); });
+  ExpectFails(resume(), 1, path, "tensor 'master.");
+
+  WriteFile(path, good);
+  ExpectFails(Train({"--resume", "--set", "model.experts=8"}), 1, Recipe("model.experts"), "got 8, expected 4: the run in ");
+  ExpectFails(Train({"--resume", "--set", "train.steps=99"}), 1, Recipe("train.steps"), "got 99, expected 12");
+  EXPECT_TRUE(ReadFile(path) == good);
+  EXPECT_EQ(Train({"--resume"}).exit_code, 0);
+}
+
+}  // namespace
+}  // namespace moe::test
