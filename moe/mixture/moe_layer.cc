@@ -42,9 +42,11 @@ ValidRows FindValidRows(const Routing& routing, ExecContext& ctx) {
 MatView<const float> OnlyValid(MatView<const float> m, const ValidRows& valid, ExecContext& ctx) {
   if (valid.count == m.rows) return m;
   const MatView<float> out = AllocMat(valid.count, m.cols, ctx);
-  for (int64_t i = 0; i < valid.count; ++i) {
-    std::memcpy(out.row(i), m.row(valid.rows[static_cast<size_t>(i)]), static_cast<size_t>(m.cols) * sizeof(float));
-  }
+  ForEachChunk(valid.count, RowsPerChunk(m.cols), ctx, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      std::memcpy(out.row(i), m.row(valid.rows[static_cast<size_t>(i)]), static_cast<size_t>(m.cols) * sizeof(float));
+    }
+  });
   return out;
 }
 

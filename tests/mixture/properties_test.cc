@@ -8,10 +8,16 @@
 #include "moe/mixture/combine.h"
 #include "tests/mixture/layer_fixture.h"
 
-// Counts what the process asks of the heap, so that a step can be shown to ask nothing.
+// Counts what the process asks of the heap, so that a step can be shown to ask nothing. Sanitizers have their own operators.
 namespace {
 std::atomic<int64_t> num_heap_allocations = 0;
 }
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define MOE_TEST_OWN_HEAP 1
+#endif
+#endif
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(MOE_TEST_OWN_HEAP)
 [[gnu::noinline]] void* operator new(size_t size) {
   ++num_heap_allocations;
   if (void* p = std::malloc(std::max<size_t>(size, 1))) return p;
@@ -23,6 +29,7 @@ std::atomic<int64_t> num_heap_allocations = 0;
 [[gnu::noinline]] void operator delete(void* p, size_t) noexcept {
   std::free(p);
 }
+#endif
 
 namespace moe::test {
 namespace {
