@@ -113,6 +113,28 @@ Status WriteAll(int descriptor, std::string_view bytes, const std::string& path)
   return {};
 }
 
+// As nlohmann's dump(2), but lists of numbers and strings on one line.
+void AppendJson(const nlohmann::json& json, const std::string& indent, std::string& out) {
+  const std::string inner = indent + "  ";
+  const bool one_line = std::none_of(json.begin(), json.end(), [](const auto& x) { return x.is_structured(); });
+  if (!json.is_structured() || json.empty() || (json.is_array() && one_line)) {
+    std::string text = json.dump(json.is_array() ? 0 : -1, ' ', false, nlohmann::json::error_handler_t::replace);
+    std::replace(text.begin(), text.end(), '\n', ' ');  // dump escapes those of strings
+    if (json.is_array() && !json.empty()) text = "[" + text.substr(2, text.size() - 4) + "]";
+    out += text;
+    return;
+  }
+  out += json.is_array() ? "[\n" : "{\n";
+  size_t left = json.size();
+  for (auto item = json.begin(); item != json.end(); ++item) {
+    out += inner;
+    if (json.is_object()) AppendJson(item.key(), inner, out), out += ": ";
+    AppendJson(*item, inner, out);
+    out += --left > 0 ? ",\n" : "\n";
+  }
+  out += indent + (json.is_array() ? "]" : "}");
+}
+
 }  // namespace
 
 void AddCommonFlags(CLI::App& app, CommonFlags& flags) {
@@ -190,7 +212,9 @@ Status CheckJsonTarget(const CommonFlags& flags) {
 
 Status WriteJsonResult(const CommonFlags& flags, const nlohmann::json& result) {
   if (flags.json.empty()) return {};
-  const std::string text = result.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  std::string text;
+  AppendJson(result, "", text);
+  text += '\n';
   if (flags.json_on_stdout()) {
     MOE_TRY(WriteStdout(text));
     return {};

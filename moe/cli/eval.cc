@@ -18,6 +18,7 @@ namespace moe {
 namespace {
 
 constexpr int64_t kMaxBatch = 1 << 20;
+constexpr double kQuietSeconds = 0.5;  // what is done by then needs no progress line
 
 struct EvalFlags {
   CommonFlags common;
@@ -139,7 +140,8 @@ Status Run(const EvalFlags& flags) {
   EvaluateOptions options{
       .context = context, .batch = flags.batch.value_or(0), .bos_id = BosId(folder.config, folder.tokenizer)};
   options.on_step = [&](int64_t done, int64_t total, double loss_sum) {
-    if (done < total && progress.Due()) progress.Update(ProgressText(done, total, loss_sum, NowSeconds() - start_s));
+    const double seconds = NowSeconds() - start_s;
+    if (seconds > kQuietSeconds && progress.Due()) progress.Update(ProgressText(done, total, loss_sum, seconds));
     return !InterruptRequested();
   };
   const auto result = Evaluate(*model, data.documents, options, run->exec);

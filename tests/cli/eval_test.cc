@@ -78,6 +78,21 @@ TEST_F(Eval, PrintsForPeople) {
   EXPECT_EQ(written["context"], 8);
 }
 
+TEST_F(Eval, CtrlCEndsItInOneLine) {
+  std::string text;
+  for (int i = 0; i < 1000000; ++i) text += static_cast<char>('a' + i % 26);
+  Subprocess process({MOE_BINARY, "eval", "--model", model(), "--data", File("long.txt", text + text + text)});
+  ASSERT_TRUE(process.WaitForOutput("eval "));  // progress
+  process.Signal(SIGINT);
+  const RunResult result = process.Wait();
+  EXPECT_FALSE(result.timed_out);
+  EXPECT_EQ(result.exit_code, 130);
+  EXPECT_EQ(result.out, "");
+  const size_t error = result.err.find("moe: [evaluation] got interrupted after ");
+  ASSERT_NE(error, std::string::npos) << result.err;
+  EXPECT_EQ(result.err.find('\n', error), result.err.size() - 1) << result.err;
+}
+
 TEST_F(Eval, DataThatIsNoText) {
   ExpectFails(Run({"--data", dir_ / "missing"}), 1, dir_ / "missing", "");
   ExpectFails(Run({"--data", dir_.path().string()}), 1, dir_.path().string(), "");

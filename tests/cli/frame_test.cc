@@ -1,5 +1,9 @@
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
 #include "moe/base/version.h"
 #include "moe/cli/common.h"
+#include "testing/temp_dir.h"
 #include "tests/cli/run_moe.h"
 
 namespace moe::test {
@@ -31,6 +35,30 @@ TEST(Frame, UnknownCommand) {
   ExpectFails(RunMoe({"two\nlines"}), 2, "command", "got 'two\\nlines', expected one of ");
   ExpectFails(RunMoe({""}), 2, "command", "got '', expected one of ");
   ExpectFails(RunMoe({"help", "frobnicate"}), 2, "command", "got 'frobnicate', expected one of ");
+}
+
+TEST(WriteJsonResult, ReadsBackAsItWasAndListsStayOnOneLine) {
+  TempDir dir;
+  const nlohmann::json result = {{"a", {1, 2.5, -3}},
+                                 {"empty", nlohmann::json::array()},
+                                 {"nothing", nlohmann::json::object()},
+                                 {"text", "two\nlines, \"quoted\"\x01"},
+                                 {"list", {"x\ny", nullptr, true}},
+                                 {"nested", {{{"b", 1}}, {{"c", {1, 2}}}}}};
+  CommonFlags flags{.json = dir / "result.json"};
+  ASSERT_TRUE(WriteJsonResult(flags, result));
+  const std::string text = ReadFile(dir / "result.json");
+  EXPECT_EQ(nlohmann::json::parse(text), result);
+  EXPECT_NE(text.find("\"a\": [1, 2.5, -3],\n"), std::string::npos) << text;
+  EXPECT_NE(text.find("\"c\": [1, 2]\n"), std::string::npos) << text;
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir.path()), {}), 1);
+}
+
+TEST(WriteJsonResult, BytesThatAreNoTextAreReplaced) {
+  TempDir dir;
+  CommonFlags flags{.json = dir / "result.json"};
+  ASSERT_TRUE(WriteJsonResult(flags, {{"a\xff", "b\xff"}}));
+  EXPECT_EQ(ReadFile(dir / "result.json"), "{\n  \"a\uFFFD\": \"b\uFFFD\"\n}\n");
 }
 
 TEST(Nearest, FindsTypingErrors) {

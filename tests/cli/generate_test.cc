@@ -120,15 +120,17 @@ TEST_F(GenerateCommand, WrongUsage) {
   ExpectFails(Run({"a prompt without a flag"}), 2, "arguments", "got 'a prompt without a flag', expected only flags");
 }
 
-TEST_F(GenerateCommand, CtrlCEndsCleanly) {
-  std::vector<std::string> command = Arguments({"--prompt", "a", "-n", "-1"});
-  command.insert(command.begin(), MOE_BINARY);
-  Subprocess process(command);
-  process.Signal(SIGINT);  // before, while or after it generates
+TEST_F(GenerateCommand, CtrlCEndsTheText) {
+  MakeModelFolder(dir_ / "long", 1 << 17);
+  Subprocess process({MOE_BINARY, "generate", "--model", dir_ / "long", "--prompt", "Begin", "-n", "-1", "--temp", "0"});
+  ASSERT_TRUE(process.WaitForOutput("Begin"));
+  process.Signal(SIGINT);
   const RunResult result = process.Wait();
   EXPECT_FALSE(result.timed_out);
-  // Before the handler stands: ended by the signal. After: done.
-  EXPECT_TRUE(result.signal == SIGINT || result.exit_code == 0) << result.exit_code << result.err;
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_TRUE(result.out.starts_with("Begin"));
+  EXPECT_TRUE(result.out.ends_with("\n"));
+  EXPECT_NE(result.err.find("stopped early"), std::string::npos) << result.err;
 }
 
 TEST_F(GenerateCommand, AReaderThatLeavesIsNoError) {

@@ -17,11 +17,11 @@ namespace moe::test {
 
 inline constexpr int64_t kTinyContext = 32;
 
-inline void MakeModelFolder(const std::string& folder) {
+inline void MakeModelFolder(const std::string& folder, int64_t context = kTinyContext) {
   const Tokenizer tokenizer = Tokenizer::Bytes();
   ModelConfig config = TinyMoe();
   config.vocab_size = tokenizer.vocab_size();
-  config.context = kTinyContext;
+  config.context = context;
   config.bos_id = tokenizer.bos_id();
   config.eos_id = tokenizer.eos_id();
   TestContext t;
