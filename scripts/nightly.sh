@@ -2,6 +2,7 @@
 # What takes too long for every change: slow tests, the thread sanitizer, clang, clang-tidy, and fuzzers.
 #   scripts/nightly.sh [SECONDS for each fuzzer, default 60]
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+export ASAN_SYMBOLIZER_PATH=/usr/bin/llvm-symbolizer-14 # clang looks for one without a version
 fuzz_s=${1:-60}
 [[ $fuzz_s =~ ^[0-9]+$ ]] || die "got '$fuzz_s', expected seconds"
 
