@@ -3,6 +3,7 @@
 #include <signal.h>
 
 #include <nlohmann/json.hpp>
+#include <tuple>
 
 #include "tests/cli/run_moe.h"
 #include "tests/train/tiny_run.h"
@@ -60,6 +61,25 @@ TEST_F(TrainCommand, JsonOnStdoutIsAlone) {
   EXPECT_GT(summary["bits_per_byte"], 0);
   EXPECT_LE(summary["best"]["bits_per_byte"], summary["bits_per_byte"]);
   EXPECT_GT(summary["parameters_total"], summary["parameters_active"]);
+}
+
+TEST_F(TrainCommand, EvalOfTheFolderSaysWhatTrainingSaid) {
+  for (const char* dtype : {"f32", "bf16"}) {
+    const std::string run = dtype;
+    const RunResult trained = Train(run, {"--dtype", dtype, "--json", "-"});
+    ASSERT_EQ(trained.exit_code, 0) << trained.err;
+    const json summary = json::parse(trained.out);
+    for (const auto& [folder, loss, bits] :
+         {std::tuple(dir_ / run, summary["validation_loss"], summary["bits_per_byte"]),
+          std::tuple(dir_ / run + "/best", summary["best"]["validation_loss"], summary["best"]["bits_per_byte"])}) {
+      const RunResult result =
+          RunMoe({"eval", "--model", folder, "--data", dir_ / "valid.txt", "--dtype", dtype, "--json", "-"});
+      ASSERT_EQ(result.exit_code, 0) << result.err;
+      const json evaluated = json::parse(result.out);
+      EXPECT_EQ(evaluated["loss"], loss) << folder;  // bit for bit
+      EXPECT_EQ(evaluated["bits_per_byte"], bits) << folder;
+    }
+  }
 }
 
 TEST_F(TrainCommand, FlagsReachTheRecipe) {
