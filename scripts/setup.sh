@@ -8,9 +8,9 @@ packages=(g++ cmake ninja-build pkg-config libcli11-dev nlohmann-json3-dev libto
   libxxhash-dev libpcre2-dev python3 libreadline8) # the last two: scripts/corpus.py
 for profile in "$@"; do
   case $profile in
-    tests) packages+=(libgtest-dev librapidcheck-dev) ;;
-    checks) packages+=(libgtest-dev librapidcheck-dev clang-format-14 binutils) ;;
-    nightly) packages+=(libgtest-dev librapidcheck-dev clang-14 clang-tidy-14 libclang-rt-14-dev llvm-14) ;;
+    tests) packages+=(libgtest-dev) ;;
+    checks) packages+=(libgtest-dev clang-format-14 binutils) ;;
+    nightly) packages+=(libgtest-dev clang-14 clang-tidy-14 libclang-rt-14-dev llvm-14) ;;
     *) die "got '$profile', expected tests, checks or nightly" ;;
   esac
 done
