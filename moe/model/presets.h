@@ -1,6 +1,6 @@
 #pragma once
-// Public models by name: shapes only. Left out is what this program cannot compute exactly (DeepSeek's latent attention,
-// gpt-oss's attention sinks).
+// Public models by name, and a shape to measure: shapes only. Left out is what this program cannot compute exactly (DeepSeek's
+// latent attention, gpt-oss's attention sinks).
 
 #include <string>
 #include <string_view>

@@ -68,6 +68,7 @@ TEST(HfConfig, PresetsHaveThePublishedSizes) {
   check("qwen3-235b-a22b", 235.1, 22);
   check("mixtral-8x7b", 46.7, 12.9);
   check("mixtral-8x22b", 140.6, 39.1);
+  check("wide-64x8", 0.4, 0.1);
   for (const std::string_view name : PresetNames()) {
     const ModelConfig config = PresetConfig(std::string(name)).value();
     EXPECT_TRUE(Validate(config, std::string(name)));
