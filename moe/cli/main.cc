@@ -28,6 +28,7 @@ const std::vector<Command> kCommands = {
     {"eval", "measures a model on text: loss, bits per byte, how its experts are used", RunEval},
     {"generate", "continues a prompt", RunGenerate},
     {"inspect", "shows what a model is: layers, routing, parameters, memory", RunInspect},
+    {"sweep", "measures a model beside its dense twins, at every batch size", RunSweep},
     {"trace", "walks one batch through one MoE layer, step by step", RunTrace},
 };
 

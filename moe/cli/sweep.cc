@@ -1,0 +1,198 @@
+// moe sweep: a model beside its dense twins, at every batch size.
+
+#include "moe/planner/sweep.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "moe/base/interrupt.h"
+#include "moe/base/progress.h"
+#include "moe/cli/commands.h"
+#include "moe/cli/common.h"
+#include "moe/model/load.h"
+#include "moe/planner/sweep_report.h"
+
+namespace moe {
+namespace {
+
+constexpr int64_t kMaxBatch = 65536;
+
+struct SweepFlags {
+  CommonFlags common;
+  std::string model, config;
+  std::string batches = "1,2,4,8,16,32,64,128,256";
+  std::string against = "dense-active,dense-total";
+  std::string phase = "decode", dtype = "bf16", memory;
+  std::optional<int64_t> context, layers;
+  double seconds = 20;
+  uint64_t seed = 1;
+};
+
+std::vector<std::string> Split(const std::string& text) {
+  std::vector<std::string> parts(1);
+  for (const char c : text) {
+    if (c == ',') {
+      parts.emplace_back();
+    } else if (c != ' ') {
+      parts.back() += c;
+    }
+  }
+  return parts;
+}
+
+Result<std::vector<int64_t>> ParseBatches(const std::string& text) {
+  std::vector<int64_t> batches;
+  for (const std::string& part : Split(text)) {
+    int64_t batch = 0;
+    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), batch);
+    if (error != std::errc() || end != part.data() + part.size() || batch < 1 || batch > kMaxBatch) {
+      return UsageErr("--batches", "got '{}', expected numbers from 1 to {} with commas between them", part, kMaxBatch);
+    }
+    batches.push_back(batch);
+  }
+  std::sort(batches.begin(), batches.end());
+  batches.erase(std::unique(batches.begin(), batches.end()), batches.end());
+  return batches;
+}
+
+Result<std::vector<TwinKind>> ParseAgainst(const std::string& text) {
+  std::vector<TwinKind> twins;
+  if (text == "none") return twins;
+  const auto parts = Split(text);
+  for (const auto& [name, kind] :
+       {std::pair{"dense-active", TwinKind::kEqualActive}, std::pair{"dense-total", TwinKind::kEqualTotal}}) {
+    if (std::find(parts.begin(), parts.end(), name) != parts.end()) twins.push_back(kind);
+  }
+  for (const std::string& part : parts) {
+    if (part != "dense-active" && part != "dense-total") {
+      return UsageErr("--against", "got '{}', expected dense-active, dense-total, both with a comma between them, or none",
+                      part);
+    }
+  }
+  return twins;
+}
+
+// "24e9", "24GB", "24 GiB", "500M"
+Result<int64_t> ParseMemory(const std::string& text) {
+  const auto wrong = [&] { return UsageErr("--memory", "got '{}', expected bytes, as in 24e9, 24GB or 22GiB", text); };
+  double bytes = 0;
+  const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), bytes);
+  if (error != std::errc()) return wrong();
+  std::string unit(rest, text.data() + text.size());
+  unit.erase(0, std::min(unit.find_first_not_of(' '), unit.size()));
+  if (!unit.empty() && unit.back() == 'B') unit.pop_back();
+  const bool binary = unit.size() == 2 && unit.back() == 'i';
+  if (binary) unit.pop_back();
+  if (unit.size() > 1) return wrong();
+  if (!unit.empty()) {
+    const size_t power = std::string_view("kMGT").find(unit == "K" ? 'k' : unit[0]);
+    if (power == std::string_view::npos) return wrong();
+    bytes *= std::pow(binary ? 1024.0 : 1000.0, static_cast<double>(power + 1));
+  }
+  if (!(bytes >= 1 && bytes < 9e18)) return wrong();
+  return static_cast<int64_t>(bytes);
+}
+
+Result<SweepOptions> ParseOptions(const SweepFlags& flags) {
+  SweepOptions options{.seconds = flags.seconds, .seed = flags.seed};
+  if (flags.model.empty() == flags.config.empty()) {
+    return UsageErr("--model", "got {} --config, expected one of the two",
+                    flags.model.empty() ? "neither this nor" : "both this and");
+  }
+  if (flags.phase != "decode") return UsageErr("--phase", "got '{}', expected decode", flags.phase);
+  if (flags.dtype != "f32" && flags.dtype != "bf16") return UsageErr("--dtype", "got '{}', expected f32 or bf16", flags.dtype);
+  options.format = flags.dtype == "f32" ? DType::kF32 : DType::kBf16;
+  if (!std::isfinite(flags.seconds) || flags.seconds < 0) {
+    return UsageErr("--seconds", "got {}, expected a number that is not negative", flags.seconds);
+  }
+  MOE_TRY(options.batches, ParseBatches(flags.batches));
+  MOE_TRY(options.against, ParseAgainst(flags.against));
+  if (!flags.memory.empty()) {
+    MOE_TRY(options.memory_bytes, ParseMemory(flags.memory));
+  }
+  return options;
+}
+
+Result<ModelConfig> ShortenedConfig(const SweepFlags& flags) {
+  MOE_TRY(ModelConfig config, LoadModelConfig(flags.model.empty() ? flags.config : flags.model));
+  if (!flags.layers) return config;
+  const auto num_layers = static_cast<int64_t>(config.layers.size());
+  if (!flags.model.empty()) {
+    return UsageErr("--layers",
+                    "got --model, whose weights go with all its {} layers; expected --config {}, which takes random ones",
+                    num_layers, flags.model);
+  }
+  if (*flags.layers < 1 || *flags.layers > num_layers) {
+    return UsageErr("--layers", "got {}, expected 1 to {}", *flags.layers, num_layers);
+  }
+  config.layers.resize(static_cast<size_t>(*flags.layers));
+  return config;
+}
+
+Result<int> Sweep(const SweepFlags& flags) {
+  MOE_TRY(SweepOptions options, ParseOptions(flags));
+  MOE_TRY(CheckJsonTarget(flags.common));
+  MOE_TRY(const ModelConfig config, ShortenedConfig(flags));
+  options.context = flags.context.value_or(std::min(options.context, config.context - 1));
+  MOE_TRY(const auto run, MakeRunContext(flags.common));
+  MOE_TRY(CheckSweep(config, flags.model.empty() ? SweepWeights::kRandom : SweepWeights::kToLoad, options));
+  std::unique_ptr<Model> model;
+  if (!flags.model.empty()) {
+    MOE_TRY(model, LoadModel(flags.model, {.format = options.format}, run->exec));
+  }
+
+  InstallInterruptHandler();
+  ProgressLine line;
+  const double start = NowSeconds();
+  const auto on_progress = [&](const SweepProgress& progress) {
+    if (line.Due()) {
+      line.Update(fmt::format("sweep  batch {:<5} {} {:3.0f} %  {}", progress.batch, ProgressBar(progress.fraction, 30),
+                              100 * progress.fraction, FormatSeconds(NowSeconds() - start)));
+    }
+    return !InterruptRequested();
+  };
+  auto report = MeasureSweep(config, model.get(), options, on_progress, run->exec);
+  line.Finish();
+  if (!report) return tl::make_unexpected(report.error());
+
+  const std::string name = flags.model.empty() ? flags.config : flags.model;
+  if (!flags.common.json_on_stdout()) MOE_TRY(WriteStdout(SweepText(*report, name)));
+  MOE_TRY(WriteJsonResult(flags.common, SweepJson(*report, name)));
+  return report->interrupted ? kExitInterrupted : 0;
+}
+
+}  // namespace
+
+int RunSweep(int argc, char** argv) {
+  CLI::App app(
+      "Measures one decode step at every batch size: the model beside its dense twins, all taking turns.\n"
+      "Ctrl-C stops and prints what was measured. Exit code 130: stopped.",
+      "moe sweep");
+  SweepFlags flags;
+  app.add_option("--model", flags.model, "Trained model: its weights and its routing")->type_name("DIR");
+  app.add_option("--config", flags.config, "Shape alone, with random weights: config.json, model folder or preset")
+      ->type_name("C");
+  app.add_option("--batches", flags.batches, "Sequences decoded together")->type_name("1,2,...")->capture_default_str();
+  app.add_option("--context", flags.context, "Past positions of every sequence (default: 64)")->type_name("N");
+  app.add_option("--against", flags.against, "Dense twins to measure beside it, or none")
+      ->type_name("LIST")
+      ->capture_default_str();
+  app.add_option("--phase", flags.phase, "What a step is")->type_name("decode")->capture_default_str();
+  app.add_option("--dtype", flags.dtype, "Weights: f32 or bf16")->type_name("TYPE")->capture_default_str();
+  app.add_option("--layers", flags.layers, "Only the first N layers of --config (default: all)")->type_name("N");
+  app.add_option("--seconds", flags.seconds, "Time to spend on measuring")->type_name("X")->capture_default_str();
+  app.add_option("--memory", flags.memory, "What the sweep may take, as in 24GB (default: what is free)")->type_name("BYTES");
+  app.add_option("--seed", flags.seed, "Of tokens and random weights")->type_name("N")->capture_default_str();
+  AddCommonFlags(app, flags.common);
+  SetExamples(app, {{"moe sweep --model runs/demo", "a model you trained: from which batch on does it pay off here?"},
+                    {"moe sweep --config olmoe-1b-7b --layers 4", "a public shape, shortened, with random weights"},
+                    {"moe sweep --config wide-64x8 --dtype bf16 --json sweep.json", "figures for other programs"}});
+  if (const auto parsed = ParseFlags(app, argc, argv)) return *parsed;
+  const auto exit_code = Sweep(flags);
+  return exit_code ? *exit_code : Fail(exit_code.error());
+}
+
+}  // namespace moe
