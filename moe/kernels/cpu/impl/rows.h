@@ -56,43 +56,50 @@ float ExpSum(const float* x, float shift, int64_t n, float* out) {
 
 constexpr int64_t kBlockVectors = kSoftmaxBlock / kLanes;
 
-// Lane masks of the columns below `valid`.
-MOE_INLINE VecI Below(int32_t valid, int64_t column) {
-  return LaneIndex(static_cast<int32_t>(column)) < valid;
+// Vector i of a block's row; columns from `valid` on are -inf (kWhole: there are none).
+template <bool kWhole>
+MOE_INLINE VecF LoadScores(const float* row, int64_t i, int32_t valid) {
+  if constexpr (kWhole) return Load(row + i * kLanes);
+  const VecI inside = LaneIndex(static_cast<int32_t>(i * kLanes)) < valid;
+  return inside ? Load(row + i * kLanes) : Broadcast(-__builtin_inff());
 }
 
-void SoftmaxBlock(int64_t rows, const int32_t* valid, float* x, float* max, float* sum, float* rescale) {
+// Maxima of all rows first, then all exponentials: rows are independent, and none waits for its own maximum.
+template <bool kWhole>
+MOE_INLINE void SoftmaxRows(int64_t rows, const int32_t* valid, float* x, float* max, float* sum, float* rescale) {
   static_assert(kMaxRows <= kLanes);
-  const VecF none = Broadcast(-__builtin_inff());
-  float old_max[kLanes] = {};
-  float new_max[kLanes] = {};
-  float block_sum[kLanes] = {};
+  float old_max[kLanes] = {}, new_max[kLanes] = {}, factor[kLanes];
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* row = x + r * kSoftmaxBlock;
+    VecF m = LoadScores<kWhole>(row, 0, valid[r]);
+#pragma GCC unroll 16
+    for (int64_t i = 1; i < kBlockVectors; ++i) m = Max(LoadScores<kWhole>(row, i, valid[r]), m);
+    new_max[r] = MaxLanes(m);
+    old_max[r] = max[r];
+  }
+  const VecF before = Load(old_max), after = Max(Load(new_max), before);
+  Store(new_max, after);
+  Store(factor, ExpNoOverflow(before - after));
   for (int64_t r = 0; r < rows; ++r) {
     float* row = x + r * kSoftmaxBlock;
-    VecF v[kBlockVectors], m = none;
-#pragma GCC unroll 16
-    for (int64_t i = 0; i < kBlockVectors; ++i) {
-      v[i] = Below(valid[r], i * kLanes) ? Load(row + i * kLanes) : none;
-      m = Max(v[i], m);
-    }
-    const float block_max = MaxLanes(m);
-    old_max[r] = max[r];
-    max[r] = new_max[r] = block_max > max[r] ? block_max : max[r];
     VecF acc[2] = {};
 #pragma GCC unroll 16
     for (int64_t i = 0; i < kBlockVectors; ++i) {
-      const VecF e = Exp(v[i] - new_max[r]);
+      const VecF e = ExpNoOverflow(LoadScores<kWhole>(row, i, valid[r]) - new_max[r]);
       Store(row + i * kLanes, e);
       acc[i % 2] += e;
     }
-    block_sum[r] = SumLanes(acc[0] + acc[1]);
-  }
-  float factor[kLanes];
-  Store(factor, Exp(Load(old_max) - Load(new_max)));
-  for (int64_t r = 0; r < rows; ++r) {
+    max[r] = new_max[r];
     rescale[r] = factor[r];
-    sum[r] = sum[r] * factor[r] + block_sum[r];
+    sum[r] = sum[r] * factor[r] + SumLanes(acc[0] + acc[1]);
   }
+}
+
+void SoftmaxBlock(int64_t rows, const int32_t* valid, float* x, float* max, float* sum, float* rescale) {
+  bool whole = true;
+  for (int64_t r = 0; r < rows; ++r) whole = whole && valid[r] >= kSoftmaxBlock;
+  if (whole) return SoftmaxRows<true>(rows, valid, x, max, sum, rescale);
+  SoftmaxRows<false>(rows, valid, x, max, sum, rescale);
 }
 
 void SoftmaxBlockBackward(int64_t rows, const int32_t* valid, const float* log_sum_exp, const float* delta, float* p,
@@ -100,7 +107,7 @@ void SoftmaxBlockBackward(int64_t rows, const int32_t* valid, const float* log_s
   for (int64_t r = 0; r < rows; ++r) {
 #pragma GCC unroll 16
     for (int64_t i = 0; i < kSoftmaxBlock; i += kLanes) {
-      const VecI inside = Below(valid[r], i);
+      const VecI inside = LaneIndex(static_cast<int32_t>(i)) < valid[r];
       float *p_at = p + r * kSoftmaxBlock + i, *d_at = d + r * kSoftmaxBlock + i;
       const VecF e = Exp(Load(p_at) - log_sum_exp[r]);
       Store(d_at, inside ? e * (Load(d_at) - delta[r]) : VecF{});

@@ -125,28 +125,45 @@ MOE_INLINE void Transpose(VecF* m) {
   }
 }
 
-// exp to about 1 ulp; exactly 0 below the normal range, +inf above, NaN for NaN. Range reduction by the round-to-integer
-// constant 1.5 * 2^23; polynomial after Cephes' expf.
-MOE_INLINE VecF Exp(VecF x) {
-  constexpr float kLow = -87.33654f, kHigh = 88.72283f, kRound = 12582912.0f;
-  const VecF clamped = x > Broadcast(kHigh) ? Broadcast(kHigh) : (x < Broadcast(kLow) ? Broadcast(kLow) : x);
-  const VecF shifted = clamped * 1.44269504088896341f + kRound;
+// Below this exp is under the normal range and given as exactly 0; above kExpHigh it is +inf.
+constexpr float kExpLow = -87.33654f, kExpHigh = 88.72283f;
+
+// exp(x) = p * 2^n to about 1 ulp, x in [kExpLow, kExpHigh] or NaN. Range reduction by the round-to-integer constant 1.5 *
+// 2^23; polynomial after Cephes' expf.
+struct ExpParts {
+  VecF p;
+  VecI n;
+};
+MOE_INLINE ExpParts ExpReduced(VecF x) {
+  constexpr float kRound = 12582912.0f;
+  const VecF shifted = x * 1.44269504088896341f + kRound;
   const VecF n = shifted - kRound;
-  const VecF r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
+  const VecF r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   VecF p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  // 2^n in two factors: n may be 128, one above the largest exponent
-  const VecI exponent = reinterpret_cast<VecI>(shifted) - 0x4b400000;
-  const VecI half = exponent >> 1;
-  const VecF scale1 = reinterpret_cast<VecF>((half + 127) << 23);
-  const VecF scale2 = reinterpret_cast<VecF>((exponent - half + 127) << 23);
-  const VecF result = p * scale1 * scale2;
-  const VecF high = x > Broadcast(kHigh) ? Broadcast(__builtin_inff()) : result;
-  return x < Broadcast(kLow) ? VecF{} : high;
+  return {p, reinterpret_cast<VecI>(shifted) - 0x4b400000};
+}
+MOE_INLINE VecF PowerOfTwo(VecI n) {
+  return reinterpret_cast<VecF>((n + 127) << 23);
+}
+
+// Exactly 0 below kExpLow, +inf above kExpHigh, NaN for NaN.
+MOE_INLINE VecF Exp(VecF x) {
+  const VecF clamped = x > Broadcast(kExpHigh) ? Broadcast(kExpHigh) : (x < Broadcast(kExpLow) ? Broadcast(kExpLow) : x);
+  const ExpParts e = ExpReduced(clamped);
+  const VecI half = e.n >> 1;  // 2^n in two factors: n may be 128, one above the largest exponent
+  const VecF result = e.p * PowerOfTwo(half) * PowerOfTwo(e.n - half);
+  const VecF high = x > Broadcast(kExpHigh) ? Broadcast(__builtin_inff()) : result;
+  return x < Broadcast(kExpLow) ? VecF{} : high;
+}
+// The same, bit for bit, where x < 88 is known, as after a maximum is taken off.
+MOE_INLINE VecF ExpNoOverflow(VecF x) {
+  const ExpParts e = ExpReduced(x);
+  return x < Broadcast(kExpLow) ? VecF{} : e.p * PowerOfTwo(e.n);
 }
 
 MOE_INLINE VecF Sigmoid(VecF x) {
