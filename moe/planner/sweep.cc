@@ -1,9 +1,9 @@
 #include "moe/planner/sweep.h"
 
-#include <sys/resource.h>
-
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 #include <numeric>
 
 #include "moe/base/clock.h"
@@ -16,9 +16,10 @@ namespace moe {
 namespace {
 
 constexpr int64_t kMinRounds = 3, kMaxRounds = 200;
-// A subject's turn in a round: steps until this much time, so that fast steps are not at the clock's mercy.
-constexpr double kTurnSeconds = 0.005;
-constexpr int64_t kMaxTurnSteps = 16;
+// A subject's turn in a round: steps until this much time; their median is the round's, so that a step during which somebody
+// else had the core does not count.
+constexpr double kTurnSeconds = 0.01;
+constexpr int64_t kMaxTurnSteps = 32;
 // The others and the probe have emptied the caches before every turn. In a decode loop a model finds there what its last step
 // left, so one step goes untimed first, unless steps are so long that filling a cache is lost in them.
 constexpr double kWarmStepSeconds = 0.05;
@@ -27,10 +28,16 @@ constexpr double kSamePhase = 0.15;
 constexpr int64_t kPrefilled = 8;  // sequences whose past a loaded model computes; the others' is a copy
 constexpr float kCacheRms = 0.5f;  // what random weights give, rows of rms 1 times weights of 0.02, in width 600
 
-int64_t Preemptions() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return usage.ru_nivcsw;
+// Seconds that threads of this process could have run but waited for a core; 0 where the system does not say.
+double CoreWaitSeconds() {
+  double ns = 0;
+  std::error_code ignored;
+  for (std::filesystem::directory_iterator task("/proc/self/task", ignored), end; task != end; task.increment(ignored)) {
+    std::ifstream file(task->path() / "schedstat");
+    double ran = 0, waited = 0;
+    if (file >> ran >> waited) ns += waited;
+  }
+  return ns * 1e-9;
 }
 
 double Median(std::vector<double> values) {
@@ -53,7 +60,8 @@ struct Runner {
 
   int64_t steps = 0;                 // measured ones of this cell
   std::vector<double> distinct_sum;  // [L] over those steps
-  std::vector<double> round_s;       // mean step of each round
+  std::vector<double> turn_s;        // steps of the turn
+  std::vector<double> round_s;       // median step of each round
 
   void StartCell(int64_t batch, int64_t context) {
     rows.assign(static_cast<size_t>(batch), {});
@@ -81,20 +89,21 @@ struct Runner {
     if (!measured || last_s < kWarmStepSeconds) MOE_TRY(Step(cache, ctx));
     if (!measured && last_s >= kWarmStepSeconds) return {};
     double total = 0;
-    int64_t count = 0;
+    turn_s.clear();
     do {
       MOE_TRY(const double s, Step(cache, ctx));
-      total += s, ++count;
+      total += s;
+      turn_s.push_back(s);
       if (!measured) continue;
       for (size_t l = 0; l < stats.layers.size(); ++l) {
         const auto& tokens_per_expert = stats.layers[l].tokens_per_expert;
         distinct_sum[l] += static_cast<double>(
             std::count_if(tokens_per_expert.begin(), tokens_per_expert.end(), [](int64_t n) { return n > 0; }));
       }
-    } while (total < kTurnSeconds && count < kMaxTurnSteps);
+    } while (total < kTurnSeconds && std::ssize(turn_s) < kMaxTurnSteps);
     if (!measured) return {};
-    steps += count;
-    round_s.push_back(total / static_cast<double>(count));
+    steps += std::ssize(turn_s);
+    round_s.push_back(Median(turn_s));
     return {};
   }
 
@@ -209,7 +218,7 @@ Result<SweepReport> MeasureSweep(const ModelConfig& config, const Model* loaded,
   BandwidthProbe probe(probe_bytes, std::min(probe_bytes, BandwidthProbe::kSampleBytes), ctx);
 
   const double measuring = NowSeconds();
-  const int64_t preemptions = Preemptions();
+  const double waited = CoreWaitSeconds();
   for (size_t r = 0; r < options.batches.size() && !report.interrupted; ++r) {
     const int64_t batch = options.batches[r];
     // What earlier cells did not need goes to the later ones.
@@ -253,7 +262,7 @@ Result<SweepReport> MeasureSweep(const ModelConfig& config, const Model* loaded,
     for (const Runner& runner : runners) row.cells.push_back(runner.Cell(used, options.format, {batch, options.context}));
     report.rows.push_back(std::move(row));
   }
-  report.preemptions_per_s = static_cast<double>(Preemptions() - preemptions) / (NowSeconds() - measuring);
+  report.core_wait = (CoreWaitSeconds() - waited) / (NowSeconds() - measuring) / report.threads;
   report.seconds = NowSeconds() - start;
   return report;
 }

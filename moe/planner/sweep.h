@@ -65,9 +65,9 @@ struct SweepReport {
   int64_t context = 0;
   std::string cpu, isa;
   int threads = 0;
-  int64_t cache_bytes = 0;       // last level
-  double seconds = 0;            // all of it
-  double preemptions_per_s = 0;  // times per second that the system gave a core of ours to others
+  int64_t cache_bytes = 0;  // last level
+  double seconds = 0;       // all of it
+  double core_wait = 0;     // share of the time that threads waited for a core that others had
   bool interrupted = false;
   std::vector<SweepSubject> subjects;
   std::vector<SweepRow> rows;

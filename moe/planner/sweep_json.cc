@@ -112,7 +112,7 @@ nlohmann::json SweepJson(const SweepReport& report, const std::string& name) {
   out["dtype"] = Name(report.format);
   out["context"] = report.context;
   out["seconds"] = report.seconds;
-  out["preemptions_per_s"] = report.preemptions_per_s;
+  out["core_wait"] = report.core_wait;
   out["interrupted"] = report.interrupted;
   out["models"] = nlohmann::json::object();
   for (const SweepSubject& subject : report.subjects) out["models"][SweepKey(subject)] = SubjectJson(subject);

@@ -9,7 +9,7 @@ namespace moe {
 namespace {
 
 constexpr double kAsFast = 0.1;  // ratios within this of 1 are called equal
-constexpr double kQuiet = 50;    // preemptions per second that a machine of our own does to us
+constexpr double kQuiet = 0.02;  // waiting for cores that a machine of our own makes us do
 
 std::string Label(const SweepSubject& subject) {
   switch (subject.role) {
@@ -21,6 +21,27 @@ std::string Label(const SweepSubject& subject) {
       return "equal total";
   }
   return "";
+}
+
+constexpr size_t kColumns = 112;
+
+// Breaks longer lines between words; what goes on is indented. Runs of blanks at the start of a line stay.
+std::string Wrapped(std::string_view text, size_t indent) {
+  std::string out;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find('\n', begin), text.size());
+    std::string_view line = text.substr(begin, end - begin);
+    for (size_t room = kColumns; line.size() > room; room = kColumns - indent) {
+      const size_t blank = line.rfind(' ', room);
+      if (blank == std::string_view::npos || blank <= indent) break;  // a word longer than the line
+      out += std::string(line.substr(0, blank)) + "\n" + std::string(indent, ' ');
+      line.remove_prefix(blank + 1);
+    }
+    out += line;
+    out += '\n';
+    begin = end + 1;
+  }
+  return out;
 }
 
 // "8 experts of width 256, top-2" of the first MoE layer.
@@ -158,7 +179,7 @@ std::string SpeedNote(const SweepReport& report, SweepRole twin, std::string_vie
 }
 
 std::string Notes(const SweepReport& report) {
-  std::string text = "\n";
+  std::string text;
   if (report.Find(SweepRole::kDenseTotal) != nullptr) text += SpeedNote(report, SweepRole::kDenseTotal, "total");
   if (report.Find(SweepRole::kDenseActive) != nullptr) text += SpeedNote(report, SweepRole::kDenseActive, "active");
   const ModelConfig& config = report.subjects.front().config;
@@ -177,12 +198,11 @@ std::string Notes(const SweepReport& report) {
         "another phase were left out, so ratios hold better than rates.\n",
         Gb(reads.min), Gb(reads.max));
   }
-  if (report.preemptions_per_s > kQuiet) {
+  if (report.core_wait > kQuiet) {
     text += fmt::format(
-        "- Other programs ran on the same cores: the sweep was cut short {:.0f} times a second. All figures are too slow; "
-        "least "
+        "- Other programs ran on these cores: threads waited {:.0f} % of the time for one. All figures are too slow; the least "
         "step times are the better guide.\n",
-        report.preemptions_per_s);
+        100 * report.core_wait);
   }
   std::vector<std::string> cached;
   for (const SweepSubject& subject : report.subjects) {
@@ -201,15 +221,16 @@ std::string Notes(const SweepReport& report) {
 }  // namespace
 
 std::string SweepText(const SweepReport& report, const std::string& name) {
-  std::string text = Header(report, name);
+  std::string text = Wrapped(Header(report, name), 14);
   if (report.rows.empty()) return text + "\nStopped before the first batch was measured.\n";
-  text += SpeedTable(report) + WorkTable(report) + Notes(report);
+  text += SpeedTable(report) + WorkTable(report) + "\n";
   const auto rounds = std::minmax_element(report.rows.begin(), report.rows.end(),
                                           [](const SweepRow& a, const SweepRow& b) { return a.rounds < b.rounds; });
   const int64_t least = rounds.first->rounds, most = rounds.second->rounds;
-  return text + fmt::format("- Medians of {} interleaved rounds per batch, {} in all.\n",
-                            least == most ? std::to_string(least) : fmt::format("{} to {}", least, most),
-                            FormatSeconds(report.seconds));
+  const std::string how =
+      fmt::format("- Medians of {} interleaved rounds per batch, {} in all.\n",
+                  least == most ? std::to_string(least) : fmt::format("{} to {}", least, most), FormatSeconds(report.seconds));
+  return text + Wrapped(Notes(report) + how, 2);
 }
 
 }  // namespace moe
