@@ -5,15 +5,14 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
-#include <numeric>
 
 #include "moe/base/cpu_info.h"
+#include "moe/base/edit_distance.h"
 #include "moe/files/atomic_file.h"
 
 namespace moe {
@@ -181,18 +180,7 @@ std::string_view Nearest(std::string_view got, const std::vector<std::string>& c
   std::string_view best;
   size_t best_edits = (got.size() + 2) / 3 + 1;  // more edits than this say nothing
   for (const std::string& candidate : candidates) {
-    std::vector<size_t> row(candidate.size() + 1);  // Levenshtein distance, one row at a time
-    std::iota(row.begin(), row.end(), size_t{0});
-    for (size_t i = 0; i < got.size(); ++i) {
-      size_t diagonal = row[0];
-      row[0] = i + 1;
-      for (size_t j = 0; j < candidate.size(); ++j) {
-        const size_t replace = diagonal + (got[i] == candidate[j] ? 0 : 1);
-        diagonal = row[j + 1];
-        row[j + 1] = std::min({replace, row[j] + 1, diagonal + 1});
-      }
-    }
-    if (row.back() < best_edits) best = candidate, best_edits = row.back();
+    if (const size_t edits = EditDistance(got, candidate); edits < best_edits) best = candidate, best_edits = edits;
   }
   return best;
 }

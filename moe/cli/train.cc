@@ -107,10 +107,9 @@ class Screen {
     const double evaluations = every > 0 ? static_cast<double>(left) / static_cast<double>(every) : 0;
     const double eta = static_cast<double>(left) * step_s_.value() + evaluations * evaluation_s_;
     const double tokens_per_s = static_cast<double>(info_.train.batch_tokens) / step_s_.value();
-    std::string text = fmt::format("{} {:3.0f}%  step {}/{}  loss {:.3f}  {:.3f} bits/byte  {}  {} left",
-                                   ProgressBar(share, 12), share * 100, metrics.step, metrics.steps, loss_.value(),
-                                   bits_.value(), FormatRate(tokens_per_s, " tokens"), FormatSeconds(eta));
-    return text + LoadText(metrics);
+    return fmt::format("{} step {}/{}  loss {:.3f}  {:.3f} bits/byte  {}  {} left{}", ProgressBar(share, 10), metrics.step,
+                       metrics.steps, loss_.value(), bits_.value(), FormatRate(tokens_per_s, " tokens"), FormatSeconds(eta),
+                       LoadText(metrics));
   }
 
   // Of the layer whose load is the least even.

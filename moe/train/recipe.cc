@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <map>
 
+#include "moe/base/edit_distance.h"
 #include "moe/files/atomic_file.h"
 #include "moe/files/utf8.h"
 #include "moe/train/recipe_fields.h"
@@ -141,20 +142,6 @@ struct Reader {
     return fs::absolute(base / path).lexically_normal().string();
   }
 };
-
-size_t EditDistance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = std::exchange(row[0], i);
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t replaced = diagonal + (a[i - 1] != b[j - 1]);
-      diagonal = row[j];
-      row[j] = std::min({replaced, row[j] + 1, row[j - 1] + 1});
-    }
-  }
-  return row.back();
-}
 
 // The known key most like `key`; a key in the wrong section counts as near.
 std::string NearestKey(const std::string& key, const std::set<std::string>& known) {
