@@ -10,7 +10,7 @@ for profile in "$@"; do
   case $profile in
     tests) packages+=(libgtest-dev) ;;
     checks) packages+=(libgtest-dev clang-format-14 binutils) ;;
-    nightly) packages+=(libgtest-dev clang-14 clang-tidy-14 libclang-rt-14-dev llvm-14) ;;
+    nightly) packages+=(libgtest-dev clang-14 clang-tidy-14 libclang-rt-14-dev llvm-14 python3-torch) ;;
     *) die "got '$profile', expected tests, checks or nightly" ;;
   esac
 done

@@ -7,7 +7,7 @@
 
 #include "moe/model/model.h"
 #include "testing/matchers.h"
-#include "testing/reference/transformer_twin.h"
+#include "testing/reference/twin_gradients.h"
 #include "testing/test_context.h"
 #include "testing/tiny_model.h"
 
@@ -69,63 +69,6 @@ std::vector<Case> Cases() {
 
 constexpr double kGradScale = 0.125, kAuxScale = 0.5;
 
-// Values per slice: of one expert, or of the whole tensor.
-int64_t SliceSize(const Parameter& p) {
-  return p.experts > 0 ? p.value.size() / p.experts : p.value.size();
-}
-
-template <class Real>
-TransformerTwin<Real> MakeTwin(const Model& model, Tape* tape) {
-  TransformerTwin<Real> twin;
-  twin.config = model.config();
-  for (const Parameter& p : model.parameters().all()) {
-    std::vector<Real>& values = twin.parameters[p.name];
-    if constexpr (std::is_same_v<Real, Var>) {
-      values = tape->Inputs(p.value.span());
-    } else {
-      values.assign(p.value.span().begin(), p.value.span().end());
-    }
-  }
-  return twin;
-}
-
-struct TwinGradients {
-  double loss_sum = 0, objective = 0;
-  int64_t num_dropped = 0;
-  std::map<std::string, std::vector<double>> values;
-};
-TwinGradients Differentiate(const Model& model, const TinyBatch& batch, Tape::Precision precision) {
-  Tape tape(precision);
-  auto twin = MakeTwin<Var>(model, &tape);
-  const Var objective = twin.Loss(batch.rows, batch.targets, kGradScale, kAuxScale);
-  TwinGradients out{.loss_sum = twin.loss_sum.value, .objective = objective.value};
-  for (const auto& layer : twin.moe) out.num_dropped += layer.num_dropped;
-  for (const auto& [name, inputs] : twin.parameters) out.values[name] = tape.Gradient(objective, inputs);
-  return out;
-}
-
-double MaxAbs(const double* x, int64_t n) {
-  double max = 0;
-  for (int64_t i = 0; i < n; ++i) max = std::max(max, std::abs(x[i]));
-  return max;
-}
-
-// What a plain float32 program is off by, relative to the largest gradient of a slice; the largest over all slices. It measures
-// the condition of this very case, so nothing is tuned: the product may be off by four times that.
-double Float32Error(const Model& model, const TwinGradients& exact, const TwinGradients& rounded) {
-  double worst = 0;
-  for (const Parameter& p : model.parameters().all()) {
-    const std::vector<double>&want = exact.values.at(p.name), &got = rounded.values.at(p.name);
-    std::vector<double> error;
-    for (size_t i = 0; i < want.size(); ++i) error.push_back(got[i] - want[i]);
-    for (int64_t begin = 0, n = SliceSize(p); begin < p.value.size(); begin += n) {
-      const double scale = MaxAbs(want.data() + begin, n);
-      if (scale > 0) worst = std::max(worst, MaxAbs(error.data() + begin, n) / scale);
-    }
-  }
-  return worst;
-}
-
 TEST(Gradients, EqualTheDoubleTwinPerTensorAndExpert) {
   int64_t tensors = 0, slices = 0, idle = 0;
   for (const Case& c : Cases()) {
@@ -134,8 +77,9 @@ TEST(Gradients, EqualTheDoubleTwinPerTensorAndExpert) {
     TestContext t(2);
     Model model(c.config, DType::kF32, /*training=*/true);
     FillParameters(model, 11, t.ctx);
-    const TwinGradients exact = Differentiate(model, batch, Tape::Precision::kDouble);
-    const double error = Float32Error(model, exact, Differentiate(model, batch, Tape::Precision::kFloat32));
+    const TwinGradients exact = Differentiate(model, batch, kGradScale, kAuxScale, Tape::Precision::kDouble);
+    const double error =
+        Float32Error(model, exact, Differentiate(model, batch, kGradScale, kAuxScale, Tape::Precision::kFloat32));
     ASSERT_LT(error, 1e-3);  // else the case is too badly conditioned to say anything
     const KernelTable* tables[] = {SupportedKernelTables().front(), SupportedKernelTables().back()};
     for (const KernelTable* table : tables) {
@@ -146,7 +90,7 @@ TEST(Gradients, EqualTheDoubleTwinPerTensorAndExpert) {
       StepStats stats;
       ASSERT_TRUE(model.ForwardBackward(batch.step(), batch.targets, kGradScale, kAuxScale, &stats, run.ctx));
       EXPECT_EQ(stats.num_targets, batch.num_targets());
-      EXPECT_NEAR(stats.loss_sum, exact.loss_sum, 4 * error * exact.loss_sum);
+      EXPECT_NEAR(stats.loss_sum, exact.loss_sum, kTimesFloat32 * error * exact.loss_sum);
       int64_t dropped = 0;
       for (const LayerStats& layer : stats.layers) dropped += layer.num_dropped;
       EXPECT_EQ(dropped, exact.num_dropped);
@@ -158,7 +102,7 @@ TEST(Gradients, EqualTheDoubleTwinPerTensorAndExpert) {
           SCOPED_TRACE(begin / n);
           const double scale = MaxAbs(want.data() + begin, n);
           idle += scale == 0;
-          const std::vector<double> bound(static_cast<size_t>(n), 4 * error * scale);
+          const std::vector<double> bound(static_cast<size_t>(n), kTimesFloat32 * error * scale);
           const auto slice = [&](const std::vector<double>& v) {
             return std::span<const double>(v).subspan(static_cast<size_t>(begin), static_cast<size_t>(n));
           };
@@ -181,7 +125,7 @@ TEST(Gradients, TheTwinsEqualItsCentralDifferences) {
     TestContext t(1);
     Model model(c.config, DType::kF32, /*training=*/true);
     FillParameters(model, 11, t.ctx);
-    const TwinGradients exact = Differentiate(model, batch, Tape::Precision::kDouble);
+    const TwinGradients exact = Differentiate(model, batch, kGradScale, kAuxScale, Tape::Precision::kDouble);
     auto twin = MakeTwin<double>(model, nullptr);
     Rng rng(3);
     for (const Parameter& p : model.parameters().all()) {
