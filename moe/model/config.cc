@@ -9,8 +9,27 @@ int64_t DenseFfnValues(int64_t D, int64_t F) {
   return 3 * D * F;  // gate, up, down
 }
 
+// Generous ceilings: what is above them is a corrupt file, and no count below overflows.
+constexpr int64_t kMaxWidth = int64_t{1} << 24, kMaxExperts = int64_t{1} << 20, kMaxLayers = 4096;
+constexpr int64_t kMaxRopeTable = int64_t{1} << 29;
+constexpr double kMaxParameters = 1e15;
+
+Status ValidateMoe(const MoeConfig& moe, const std::string& where) {
+  const auto at_most = [&](const char* name, int64_t value, int64_t max) -> Status {
+    if (value > max) return Err(where, "got {} {}, expected at most {}", name, value, max);
+    return {};
+  };
+  MOE_TRY(at_most("experts", moe.router.num_experts, kMaxExperts));
+  MOE_TRY(at_most("expert width", moe.expert_width, kMaxWidth));
+  MOE_TRY(at_most("shared experts", moe.num_shared_experts, kMaxExperts));
+  MOE_TRY(at_most("shared expert width", moe.shared_expert_width, kMaxWidth));
+  MOE_TRY(Validate(moe, where));
+  return at_most("shared experts' width", moe.shared_width(), kMaxWidth);
+}
+
 Status ValidateLayer(const LayerSpec& layer, const std::string& where) {
-  if (layer.ffn == FfnKind::kMoe) return Validate(layer.moe, where);
+  if (layer.ffn == FfnKind::kMoe) return ValidateMoe(layer.moe, where);
+  if (layer.ffn_width > kMaxWidth) return Err(where, "got FFN width {}, expected at most {}", layer.ffn_width, kMaxWidth);
   if (layer.ffn_width <= 0 || layer.ffn_width % 16 != 0) {
     return Err(where, "got FFN width {}, expected a positive multiple of 16", layer.ffn_width);
   }
@@ -27,8 +46,6 @@ bool ModelConfig::has_experts() const {
 }
 
 Status Validate(const ModelConfig& config, const std::string& where) {
-  // Generous ceilings: what is above them is a corrupt file, and products of two of them stay far from overflow.
-  constexpr int64_t kMaxWidth = int64_t{1} << 24, kMaxLayers = 4096, kMaxRopeTable = int64_t{1} << 29;
   const auto positive = [&](const char* name, int64_t value) -> Status {
     if (value < 1 || value > kMaxWidth) return Err(where, "got {} {}, expected 1 to {}", name, value, kMaxWidth);
     return {};
@@ -63,8 +80,18 @@ Status Validate(const ModelConfig& config, const std::string& where) {
   if (config.layers.empty() || config.layers.size() > size_t{kMaxLayers}) {
     return Err(where, "got {} layers, expected 1 to {}", config.layers.size(), kMaxLayers);
   }
+  const auto D = static_cast<double>(config.hidden);
+  double parameters = static_cast<double>(config.vocab_size) * D;
   for (size_t l = 0; l < config.layers.size(); ++l) {
-    MOE_TRY(ValidateLayer(config.layers[l], fmt::format("{}: layer {}", where, l)));
+    const LayerSpec& layer = config.layers[l];
+    MOE_TRY(ValidateLayer(layer, fmt::format("{}: layer {}", where, l)));
+    parameters += 4 * D * static_cast<double>(config.num_heads * config.head_width);
+    const bool dense = layer.ffn == FfnKind::kDense;
+    parameters += 3 * D * static_cast<double>(dense ? layer.ffn_width : layer.moe.shared_width());
+    if (!dense) parameters += 3 * D * static_cast<double>(layer.moe.router.num_experts * layer.moe.expert_width);
+  }
+  if (parameters > kMaxParameters) {
+    return Err(where, "got {:.3g} parameters, expected at most {:g}", parameters, kMaxParameters);
   }
   return {};
 }

@@ -83,6 +83,15 @@ TEST(Config, EveryImpossibleShapeIsOneLine) {
             "[model.toml: layer 1] got FFN width 24, expected a positive multiple of 16");
   EXPECT_EQ(error_of([](ModelConfig& c) { c.layers[1].moe.router.top_k = 5; }),
             "[model.toml: layer 1: top_k] got 5, expected 1..4, the number of experts");
+  EXPECT_EQ(error_of([](ModelConfig& c) { c.layers[0].moe.router.num_experts = 1 << 30; }),
+            "[model.toml: layer 0] got experts 1073741824, expected at most 1048576");
+  EXPECT_EQ(
+      error_of([](ModelConfig& c) { c.layers[0].moe.num_shared_experts = c.layers[0].moe.shared_expert_width = 1 << 20; }),
+      "[model.toml: layer 0] got shared experts' width 1099511627776, expected at most 16777216");
+  EXPECT_EQ(error_of([](ModelConfig& c) {
+              c.hidden = 1 << 20, c.layers[0].moe.router.num_experts = 1 << 20, c.layers[0].moe.expert_width = 1 << 20;
+            }),
+            "[model.toml] got 3.46e+18 parameters, expected at most 1e+15");
   EXPECT_EQ(error_of([](ModelConfig& c) { c.context = 1 << 24, c.head_width = 1 << 10; }),
             "[model.toml] got context 16777216 of heads 1024 wide, expected a product below 536870912");
 }
