@@ -24,7 +24,7 @@ struct TraceStep {
   std::string name;                   // "bucket and pad"
   std::string operation;              // what is computed
   std::vector<int64_t> shape;         // of its result; of one expert's where per_expert
-  bool per_expert = false;            //
+  bool per_expert = false;            // one such tensor for each
   std::vector<std::string> happened;  // lines
 };
 
