@@ -15,41 +15,38 @@ constexpr int64_t kPanelGroup = 8;    // panels of a work item when rows are man
 // One piece of the work list: rows [row, row+rows) by panels [panel, panel+panels) of a problem.
 struct Item {
   int32_t problem, panel, panels, rows;
-  int64_t row, work;
-};
-
-// How a problem of M rows, `panels` panels and a contraction of K is cut.
-struct ItemSplit {
-  int64_t M, panels, K;
-  int64_t row_block, panel_group;
+  int64_t row;
 };
 
 template <class F>
-void ForEachItem(int64_t problem, const ItemSplit& s, F&& add) {
-  for (int64_t row = 0; row < s.M; row += s.row_block) {
-    const int64_t rows = std::min(s.row_block, s.M - row);
-    for (int64_t panel = 0; panel < s.panels; panel += s.panel_group) {
-      const int64_t panels = std::min(s.panel_group, s.panels - panel);
-      add(Item{static_cast<int32_t>(problem), static_cast<int32_t>(panel), static_cast<int32_t>(panels),
-               static_cast<int32_t>(rows), row, rows * panels * s.K});
+void ForEachItem(int64_t problem, int64_t M, int64_t panels, int64_t row_block, int64_t panel_group, F&& add) {
+  for (int64_t row = 0; row < M; row += row_block) {
+    for (int64_t panel = 0; panel < panels; panel += panel_group) {
+      add(Item{static_cast<int32_t>(problem), static_cast<int32_t>(panel),
+               static_cast<int32_t>(std::min(panel_group, panels - panel)), static_cast<int32_t>(std::min(row_block, M - row)),
+               row});
     }
   }
 }
 
-// Items of all problems, largest first. split(i) says how problem i is cut.
-template <class Split>
-std::span<Item> MakeItems(int64_t num_problems, Split&& split, ExecContext& ctx) {
+// Items of all problems, largest first. `shape(i)` gives {M, panels} of problem i.
+template <class Shape>
+std::span<Item> MakeItems(int64_t num_problems, Shape&& shape, ExecContext& ctx) {
+  // Few panels per item when the work is small, so that every thread gets some.
+  int64_t tiles = 0;
+  for (int64_t i = 0; i < num_problems; ++i) tiles += CeilDiv(shape(i).first, kRowBlock) * shape(i).second;
+  const int64_t group = std::clamp<int64_t>(tiles / (4 * ctx.pool.num_threads()), 1, kPanelGroup);
   int64_t count = 0;
-  for (int64_t i = 0; i < num_problems; ++i) {
-    const ItemSplit s = split(i);
-    count += CeilDiv(s.M, s.row_block) * CeilDiv(s.panels, s.panel_group);
-  }
+  for (int64_t i = 0; i < num_problems; ++i)
+    ForEachItem(i, shape(i).first, shape(i).second, kRowBlock, group, [&](const Item&) { ++count; });
   auto items = ctx.arena.Alloc<Item>(count);
   count = 0;
   for (int64_t i = 0; i < num_problems; ++i)
-    ForEachItem(i, split(i), [&](const Item& item) { items[static_cast<size_t>(count++)] = item; });
+    ForEachItem(i, shape(i).first, shape(i).second, kRowBlock, group,
+                [&](const Item& item) { items[static_cast<size_t>(count++)] = item; });
   std::sort(items.begin(), items.end(), [](const Item& a, const Item& b) {
-    if (a.work != b.work) return a.work > b.work;
+    const int64_t size_a = int64_t{a.rows} * a.panels, size_b = int64_t{b.rows} * b.panels;
+    if (size_a != size_b) return size_a > size_b;
     if (a.problem != b.problem) return a.problem < b.problem;
     return a.row != b.row ? a.row < b.row : a.panel < b.panel;
   });
@@ -147,26 +144,20 @@ void GroupedGemm(std::span<const GemmProblem> problems, ExecContext& ctx) {
     if (p.weight->format == DType::kBf16) max_pairs = std::max(max_pairs, CeilDiv(p.weight->K, 2));
   }
   MOE_CHECK(ctx.kernels.max_rows <= kMaxTileRows, "{} rows in a tile", ctx.kernels.max_rows);
-  // Few panels per item when the work is small, so that every thread gets some.
-  int64_t tiles = 0;
-  for (const GemmProblem& p : problems) tiles += CeilDiv(p.c.rows, kRowBlock) * p.weight->num_panels();
-  const int64_t group = std::clamp<int64_t>(tiles / (4 * ctx.pool.num_threads()), 1, kPanelGroup);
   const auto items = MakeItems(
       static_cast<int64_t>(problems.size()),
-      [&](int64_t i) -> ItemSplit {
-        const GemmProblem& p = problems[static_cast<size_t>(i)];
-        return {
-            .M = p.c.rows, .panels = p.weight->num_panels(), .K = p.weight->K, .row_block = kRowBlock, .panel_group = group};
+      [&](int64_t i) {
+        return std::pair{problems[static_cast<size_t>(i)].c.rows, problems[static_cast<size_t>(i)].weight->num_panels()};
       },
       ctx);
   const int64_t a_size = kRowBlock * max_pairs, tile_size = kMaxTileRows * kPanel;
   const auto a = ctx.arena.Alloc<uint32_t>(a_size * ctx.pool.num_threads());
-  const auto tile_scratch = ctx.arena.Alloc<float>(tile_size * ctx.pool.num_threads());
+  const auto tiles = ctx.arena.Alloc<float>(tile_size * ctx.pool.num_threads());
   ctx.pool.ParallelFor(static_cast<int64_t>(items.size()), [&](int64_t i, int thread) {
     const Item& item = items[static_cast<size_t>(i)];
     RunItem(problems[static_cast<size_t>(item.problem)], item,
             {a.subspan(static_cast<size_t>(thread * a_size), static_cast<size_t>(a_size)),
-             tile_scratch.subspan(static_cast<size_t>(thread * tile_size), static_cast<size_t>(tile_size))},
+             tiles.subspan(static_cast<size_t>(thread * tile_size), static_cast<size_t>(tile_size))},
             ctx.kernels);
   });
 }
@@ -175,130 +166,114 @@ void GroupedGemm(std::span<const GemmProblem> problems, ExecContext& ctx) {
 
 namespace {
 
-constexpr int64_t kGradRows = 512;    // rows of d_w in a work item
-constexpr int64_t kGradPanels = 16;   // and its panels: the cut operands of a chunk stay in L2
-constexpr int64_t kGradMinRows = 64;  // not cut smaller
-constexpr int64_t kGradMinPanels = 2;
-constexpr int64_t kGradChunk = 128;  // steps of the contraction at once: two panels of a chunk stay in L1
+// Operands of one problem as the kernel wants them: float32 in place when x is not gathered, else copies; bf16 pairs of rows.
+struct GradOperands {
+  const void* d_y;
+  const void* x;
+  int64_t d_y_stride, x_stride;  // elements: floats, or pairs
+  int64_t steps;                 // rows, or pairs of rows
+};
+
+struct RowPairJob {
+  const WeightGradProblem* problem;
+  uint32_t* d_y;
+  uint32_t* x;
+  int64_t step;
+};
 
 const float* SourceRow(const WeightGradProblem& p, int64_t row) {
   return p.x.row(p.x_rows.empty() ? row : p.x_rows[static_cast<size_t>(row)]);
-}
-
-// Rows of the contraction in one step: bf16 products take two at a time.
-int64_t RowsPerStep(const WeightGradProblem& p) {
-  return p.format == DType::kBf16 ? 2 : 1;
-}
-
-// Halves the items of a problem until they are small enough beside the whole work that no thread waits long for the last.
-std::pair<int64_t, int64_t> GradItemShape(const WeightGradProblem& p, double largest_work) {
-  int64_t rows = kGradRows, panels = kGradPanels;
-  const auto work = [&] {
-    return static_cast<double>(p.d_y.rows) * static_cast<double>(std::min(rows, p.d_w.rows)) *
-           static_cast<double>(std::min(panels * kPanel, p.d_w.cols));
-  };
-  while (work() > largest_work && (rows > kGradMinRows || panels > kGradMinPanels)) {
-    const bool rows_longer = std::min(rows, p.d_w.rows) >= std::min(panels * kPanel, p.d_w.cols);
-    if ((rows_longer && rows > kGradMinRows) || panels == kGradMinPanels) {
-      rows /= 2;
-    } else {
-      panels /= 2;
-    }
-  }
-  return {rows, panels};
-}
-
-// Cuts steps [begin, begin+steps) of columns [column, column+columns) of d_y or x into panels [..][kGradChunk][32], floats or
-// bf16 pairs of consecutive rows: then a tile walks the contraction along contiguous memory.
-template <class Row>
-void Cut(const WeightGradProblem& p, Row&& row, int64_t begin, int64_t steps, int64_t column, int64_t columns, uint32_t* out,
-         const KernelTable& k) {
-  const int64_t panel = kGradChunk * kPanel;
-  for (int64_t s = 0; s < steps; ++s, out += kPanel) {
-    if (p.format == DType::kBf16) {
-      const int64_t m = 2 * (begin + s);
-      k.panels_bf16(row(m) + column, m + 1 < p.d_y.rows ? row(m + 1) + column : nullptr, columns, out, panel);
-    } else {
-      k.panels_f32(row(begin + s) + column, columns, reinterpret_cast<float*>(out), panel);
-    }
-  }
-}
-
-// d_w [rows of one d_y panel, one panel] += product of `steps` steps; a starts at the first row, c is where to add.
-void AddTile(DType format, int64_t rows, int64_t steps, const uint32_t* a, const uint32_t* b, float* c, int64_t ldc,
-             int64_t columns, float* tile, const KernelTable& k) {
-  const bool direct = columns == kPanel;
-  float* to = direct ? c : tile;
-  const int64_t to_stride = direct ? ldc : kPanel;
-  if (format == DType::kBf16) {
-    k.outer_bf16(rows, steps, a, kPanel, b, kPanel, to, to_stride, direct);
-  } else {
-    k.outer_f32(rows, steps, reinterpret_cast<const float*>(a), kPanel, reinterpret_cast<const float*>(b), kPanel, to,
-                to_stride, direct);
-  }
-  for (int64_t r = 0; r < rows && !direct; ++r) k.add(tile + r * kPanel, columns, c + r * ldc);
-}
-
-// Chunks have a fixed size at absolute offsets and are added to d_w in order, however d_w was cut into items.
-void RunGradItem(const WeightGradProblem& p, const Item& item, uint32_t* scratch, float* tile, const KernelTable& k) {
-  const int64_t steps = CeilDiv(p.d_y.rows, RowsPerStep(p)),
-                columns = std::min(p.d_w.cols - item.panel * kPanel, item.panels * kPanel);
-  uint32_t *d_y = scratch, *x = scratch + CeilDiv(item.rows, kPanel) * kPanel * kGradChunk;
-  for (int64_t begin = 0; begin < steps; begin += kGradChunk) {
-    const int64_t here = std::min(kGradChunk, steps - begin);
-    Cut(
-        p, [&](int64_t m) { return p.d_y.row(m); }, begin, here, item.row, item.rows, d_y, k);
-    Cut(
-        p, [&](int64_t m) { return SourceRow(p, m); }, begin, here, item.panel * kPanel, columns, x, k);
-    for (int64_t block = 0; block < item.rows; block += kPanel) {
-      const int64_t block_end = std::min<int64_t>(item.rows, block + kPanel);
-      for (int64_t panel = 0; panel < item.panels; ++panel) {
-        const int64_t column = (item.panel + panel) * kPanel;
-        for (int64_t row = block; row < block_end; row += k.max_rows) {
-          AddTile(p.format, std::min(k.max_rows, block_end - row), here, d_y + block * kGradChunk + row - block,
-                  x + panel * kPanel * kGradChunk, p.d_w.row(item.row + row) + column, p.d_w.stride,
-                  std::min(kPanel, p.d_w.cols - column), tile, k);
-        }
-      }
-    }
-  }
 }
 
 }  // namespace
 
 void GroupedWeightGrad(std::span<const WeightGradProblem> problems, ExecContext& ctx) {
   Arena::Scope scope(ctx.arena);
-  double work = 0;
+  const KernelTable& k = ctx.kernels;
+  const int64_t count = static_cast<int64_t>(problems.size());
+  const auto operands = ctx.arena.Alloc<GradOperands>(count);
+  int64_t num_jobs = 0;
   for (const WeightGradProblem& p : problems) {
-    CheckRows(p.x, p.x_rows, p.d_y.rows);
+    const int64_t M = p.d_y.rows;
+    CheckRows(p.x, p.x_rows, M);
     MOE_CHECK(p.format == DType::kF32 || p.format == DType::kBf16, "no product of {}", Name(p.format));
     MOE_CHECK(p.d_w.rows == p.d_y.cols && p.d_w.cols == p.x.cols, "d_w [{},{}], expected [{},{}]", p.d_w.rows, p.d_w.cols,
               p.d_y.cols, p.x.cols);
-    work += static_cast<double>(p.d_y.rows) * static_cast<double>(p.d_w.size());
+    if (p.format == DType::kBf16) num_jobs += CeilDiv(M, 2);
   }
-  const double largest_work = work / static_cast<double>(8 * ctx.pool.num_threads());
+  const auto jobs = ctx.arena.Alloc<RowPairJob>(num_jobs);
+  num_jobs = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const WeightGradProblem& p = problems[static_cast<size_t>(i)];
+    GradOperands& o = operands[static_cast<size_t>(i)];
+    const int64_t M = p.d_y.rows, N = p.d_y.cols, K = p.x.cols;
+    if (p.format == DType::kBf16) {
+      // Columns padded to the panel: the kernel reads 32 at a time.
+      const int64_t x_stride = CeilDiv(K, kPanel) * kPanel, steps = CeilDiv(M, 2);
+      auto d_y = ctx.arena.Alloc<uint32_t>(steps * N), x = ctx.arena.Alloc<uint32_t>(steps * x_stride);
+      o = {d_y.data(), x.data(), N, x_stride, steps};
+      for (int64_t s = 0; s < steps; ++s)
+        jobs[static_cast<size_t>(num_jobs++)] = {&p, d_y.data() + s * N, x.data() + s * x_stride, s};
+    } else if (p.x_rows.empty() && K % kPanel == 0) {
+      o = {p.d_y.data, p.x.data, p.d_y.stride, p.x.stride, M};
+    } else {
+      const int64_t x_stride = CeilDiv(K, kPanel) * kPanel;
+      auto x = ctx.arena.AllocZero<float>(M * x_stride);
+      ctx.pool.ParallelFor(M, [&](int64_t m, int) {
+        std::memcpy(x.data() + m * x_stride, SourceRow(p, m), static_cast<size_t>(K) * sizeof(float));
+      });
+      o = {p.d_y.data, x.data(), p.d_y.stride, x_stride, M};
+    }
+  }
+  ctx.pool.ParallelFor(CeilDiv(num_jobs, 16), [&](int64_t block, int) {
+    for (int64_t j = block * 16; j < std::min(num_jobs, block * 16 + 16); ++j) {
+      const RowPairJob& job = jobs[static_cast<size_t>(j)];
+      const WeightGradProblem& p = *job.problem;
+      const int64_t m = 2 * job.step, N = p.d_y.cols, K = p.x.cols;
+      const bool two = m + 1 < p.d_y.rows;
+      k.interleave_bf16(p.d_y.row(m), two ? p.d_y.row(m + 1) : nullptr, N, job.d_y);
+      k.interleave_bf16(SourceRow(p, m), two ? SourceRow(p, m + 1) : nullptr, K, job.x);
+      for (int64_t i = K; i < CeilDiv(K, kPanel) * kPanel; ++i) job.x[i] = 0;
+    }
+  });
+
   const auto items = MakeItems(
-      static_cast<int64_t>(problems.size()),
-      [&](int64_t i) -> ItemSplit {
+      count,
+      [&](int64_t i) {
         const WeightGradProblem& p = problems[static_cast<size_t>(i)];
-        const auto [rows, panels] = GradItemShape(p, largest_work);
-        return {.M = p.d_y.rows == 0 ? 0 : p.d_w.rows,
-                .panels = CeilDiv(p.d_w.cols, kPanel),
-                .K = p.d_y.rows,
-                .row_block = rows,
-                .panel_group = panels};
+        return std::pair{p.d_y.rows == 0 ? int64_t{0} : p.d_w.rows, CeilDiv(p.d_w.cols, kPanel)};
       },
       ctx);
-  int64_t scratch_size = 0;
-  for (const Item& item : items)
-    scratch_size = std::max(scratch_size, (CeilDiv(item.rows, kPanel) + item.panels) * kPanel * kGradChunk);
   const int64_t tile_size = kMaxTileRows * kPanel;
-  const auto scratch = ctx.arena.Alloc<uint32_t>(scratch_size * ctx.pool.num_threads());
   const auto tiles = ctx.arena.Alloc<float>(tile_size * ctx.pool.num_threads());
   ctx.pool.ParallelFor(static_cast<int64_t>(items.size()), [&](int64_t i, int thread) {
     const Item& item = items[static_cast<size_t>(i)];
-    RunGradItem(problems[static_cast<size_t>(item.problem)], item, scratch.data() + thread * scratch_size,
-                tiles.data() + thread * tile_size, ctx.kernels);
+    const WeightGradProblem& p = problems[static_cast<size_t>(item.problem)];
+    const GradOperands& o = operands[static_cast<size_t>(item.problem)];
+    float* tile = tiles.data() + thread * tile_size;
+    // The contraction goes in chunks of fixed size, so that both operands' slices stay in L2; each chunk adds to d_w in order.
+    constexpr int64_t kChunk = 256;
+    for (int64_t s0 = 0; s0 < o.steps; s0 += kChunk) {
+      const int64_t steps = std::min(kChunk, o.steps - s0);
+      for (int64_t panel = item.panel; panel < item.panel + item.panels; ++panel) {
+        const int64_t column = panel * kPanel, columns = std::min(kPanel, p.d_w.cols - column);
+        const bool direct = columns == kPanel;
+        for (int64_t r0 = 0; r0 < item.rows; r0 += k.max_rows) {
+          const int64_t rows = std::min(k.max_rows, item.rows - r0), row = item.row + r0;
+          float* c = direct ? p.d_w.row(row) + column : tile;
+          const int64_t ldc = direct ? p.d_w.stride : kPanel;
+          if (p.format == DType::kBf16) {
+            k.outer_bf16(rows, steps, static_cast<const uint32_t*>(o.d_y) + s0 * o.d_y_stride + row, o.d_y_stride,
+                         static_cast<const uint32_t*>(o.x) + s0 * o.x_stride + column, o.x_stride, c, ldc, direct);
+          } else {
+            k.outer_f32(rows, steps, static_cast<const float*>(o.d_y) + s0 * o.d_y_stride + row, o.d_y_stride,
+                        static_cast<const float*>(o.x) + s0 * o.x_stride + column, o.x_stride, c, ldc, direct);
+          }
+          if (direct) continue;
+          for (int64_t r = 0; r < rows; ++r) k.add(c + r * kPanel, columns, p.d_w.row(row + r) + column);
+        }
+      }
+    }
   });
 }
 

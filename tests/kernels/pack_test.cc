@@ -102,30 +102,22 @@ TEST(ToBf16, EveryTableRoundsAsTheDefinition) {
   }
 }
 
-TEST(Panels, CutRowsAndPairsOfRowsWithZerosBehind) {
+TEST(Interleave, PairsTwoRowsOrOneWithZeros) {
   Rng rng(3);
   for (const int64_t n : kSizes) {
     auto x0 = NormalFloats(n, rng), x1 = NormalFloats(n, rng);
     for (size_t i = 0; i < std::min(x0.size(), kSpecials.size()); ++i)
       x0[i] = kSpecials[i], x1[x1.size() - 1 - i] = kSpecials[i];
-    const int64_t stride = 32 + 5;
-    const auto size = static_cast<size_t>((n + 31) / 32 * stride);
-    std::vector<float> want_f32(size, 77.0f);
-    std::vector<uint32_t> want_two(size, 77), want_one(size, 77);
-    for (int64_t c = 0; c < (n + 31) / 32 * 32; ++c) {
-      const auto from = static_cast<size_t>(c), to = static_cast<size_t>(c / 32 * stride + c % 32);
-      want_f32[to] = c < n ? x0[from] : 0.0f;
-      want_one[to] = c < n ? ToBf16(x0[from]).bits : 0;
-      want_two[to] = c < n ? want_one[to] | static_cast<uint32_t>(ToBf16(x1[from]).bits) << 16 : 0;
-    }
     for (const KernelTable* table : SupportedKernelTables()) {
       SCOPED_TRACE(fmt::format("{} n {}", table->name, n));
-      std::vector<float> f32(size, 77.0f);
-      std::vector<uint32_t> two(size, 77), one(size, 77);
-      table->panels_f32(x0.data(), n, f32.data(), stride);
-      table->panels_bf16(x0.data(), x1.data(), n, two.data(), stride);
-      table->panels_bf16(x0.data(), nullptr, n, one.data(), stride);
-      ExpectSameBits(f32, want_f32);
+      std::vector<uint32_t> two(x0.size() + 1, 77), one(x0.size() + 1, 77), want_two, want_one;
+      for (size_t i = 0; i < x0.size(); ++i) {
+        want_one.push_back(ToBf16(x0[i]).bits);
+        want_two.push_back(want_one.back() | static_cast<uint32_t>(ToBf16(x1[i]).bits) << 16);
+      }
+      want_one.push_back(77), want_two.push_back(77);
+      table->interleave_bf16(x0.data(), x1.data(), n, two.data());
+      table->interleave_bf16(x0.data(), nullptr, n, one.data());
       EXPECT_EQ(two, want_two);
       EXPECT_EQ(one, want_one);
     }

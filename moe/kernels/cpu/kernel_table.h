@@ -44,10 +44,8 @@ struct KernelTable {
   void (*pack_bf16)(const float* w, int64_t n_stride, int64_t k_stride, int64_t num_n, int64_t K, uint32_t* panel);
   void (*to_bf16)(const float* x, int64_t n, Bf16* out);
   void (*to_float)(const Bf16* x, int64_t n, float* out);
-  // One step of a contraction over rows, cut into panels of 32 columns: column c of the row lands in out[c/32*panel_stride +
-  // c%32]; the last panel is filled with zeros. bf16: a step is the pair (x0, x1); x1 null: (x0, 0).
-  void (*panels_f32)(const float* x, int64_t n, float* out, int64_t panel_stride);
-  void (*panels_bf16)(const float* x0, const float* x1, int64_t n, uint32_t* out, int64_t panel_stride);
+  // out[i] = pair(x0[i], x1[i]); x1 null: (x0[i], 0).
+  void (*interleave_bf16)(const float* x0, const float* x1, int64_t n, uint32_t* out);
 
   // Multiply-adds between registers, as many at once as a full tile has; returns the FLOP done. The tiles' ceiling.
   double (*peak_f32)(int64_t steps, float* sink);

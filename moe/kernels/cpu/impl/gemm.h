@@ -134,31 +134,12 @@ void ToBf16Row(const float* x, int64_t n, Bf16* out) {
 void ToFloatRow(const Bf16* x, int64_t n, float* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = __builtin_bit_cast(float, static_cast<uint32_t>(x[i].bits) << 16);
 }
-// out[i] = pair(x0[i], x1[i]) or (x0[i], 0).
-MOE_INLINE void Interleave(const float* x0, const float* x1, int64_t n, uint32_t* out) {
+void InterleaveBf16(const float* x0, const float* x1, int64_t n, uint32_t* out) {
   if (x1 == nullptr) {
     for (int64_t i = 0; i < n; ++i) out[i] = Bf16Bits(x0[i]);
   } else {
     for (int64_t i = 0; i < n; ++i) out[i] = Bf16Bits(x0[i]) | Bf16Bits(x1[i]) << 16;
   }
-}
-
-void PanelsF32(const float* x, int64_t n, float* out, int64_t panel_stride) {
-  int64_t c = 0;
-  for (; c + kPanelColumns <= n; c += kPanelColumns, out += panel_stride) {
-#pragma GCC unroll 8
-    for (int64_t i = 0; i < kPanelColumns; i += kLanes) Store(out + i, Load(x + c + i));
-  }
-  if (c == n) return;
-  for (int64_t i = 0; i < kPanelColumns; ++i) out[i] = c + i < n ? x[c + i] : 0.0f;
-}
-void PanelsBf16(const float* x0, const float* x1, int64_t n, uint32_t* out, int64_t panel_stride) {
-  int64_t c = 0;
-  for (; c + kPanelColumns <= n; c += kPanelColumns, out += panel_stride)
-    Interleave(x0 + c, x1 == nullptr ? nullptr : x1 + c, kPanelColumns, out);
-  if (c == n) return;
-  for (int64_t i = 0; i < kPanelColumns; ++i) out[i] = 0;
-  Interleave(x0 + c, x1 == nullptr ? nullptr : x1 + c, n - c, out);
 }
 
 // panel[k*32 + n] = rows[n*stride + k] for n < num_n, 0 for the other n < 32; k in [0, K). Square blocks turn in registers.
@@ -215,7 +196,7 @@ void PackBf16(const float* w, int64_t n_stride, int64_t k_stride, int64_t num_n,
   for (int64_t p = 0; p < pairs; ++p, w += 2 * k_stride, panel += kPanelColumns) {
     const float* second = p < whole ? w + k_stride : nullptr;
     if (n_stride == 1 && num_n == kPanelColumns) {
-      Interleave(w, second, kPanelColumns, panel);
+      InterleaveBf16(w, second, kPanelColumns, panel);
     } else {
       for (int64_t n = 0; n < kPanelColumns; ++n) {
         const uint32_t high = second != nullptr && n < num_n ? Bf16Bits(second[n * n_stride]) : 0;
