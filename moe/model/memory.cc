@@ -39,7 +39,8 @@ int64_t GemmScratch(DType format, int64_t K) {
 int64_t ExpertRows(const MoeConfig& moe, int64_t T, bool training) {
   const int64_t slots = T * moe.router.top_k, E = moe.router.num_experts;
   if (!training || moe.router.capacity_factor <= 0) return slots;
-  const int64_t buckets = E * ExpertCapacity(moe.router.capacity_factor, T, moe.router.top_k, E);
+  const int64_t capacity = ExpertCapacity(moe.router.capacity_factor, T, moe.router.top_k, E);
+  const int64_t buckets = E * std::min(capacity, T);  // no token comes to an expert twice
   return moe.executor == Executor::kPadded ? buckets : std::min(slots, buckets);
 }
 

@@ -108,5 +108,11 @@ TEST(Memory, ParametersAreCountedExactly) {
   }
 }
 
+TEST(Memory, HugeCapacityFactorsDoNotOverflow) {
+  ModelConfig config = Cases()[0].config, dropless = config;
+  for (LayerSpec& layer : config.layers) layer.moe.router.capacity_factor = 1e300;
+  EXPECT_EQ(TrainingMemory(config, DType::kBf16, 64).total(), TrainingMemory(dropless, DType::kBf16, 64).total());
+}
+
 }  // namespace
 }  // namespace moe::test
