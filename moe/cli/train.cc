@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "moe/base/cpu_info.h"
 #include "moe/base/interrupt.h"
 #include "moe/base/progress.h"
 #include "moe/cli/commands.h"
@@ -133,7 +134,13 @@ class Screen {
   double evaluation_s_ = 0;
 };
 
-std::string Summary(const RunSummary& summary, const std::string& folder) {
+// What `moe inspect` says the run needs, micro-batches as large as its own.
+int64_t MemoryNeeded(const RunInfo& info) {
+  return TrainingMemory(info.model, info.train.dtype, info.train.micro_batch_tokens).total();
+}
+
+std::string Summary(const RunSummary& summary, const RunInfo& info) {
+  const std::string& folder = info.folder;
   std::string text;
   if (summary.interrupted) {
     return fmt::format("stopped after step {} of {}; nothing is lost, this goes on: moe train --resume --out {}\n",
@@ -142,6 +149,8 @@ std::string Summary(const RunSummary& summary, const std::string& folder) {
   text =
       fmt::format("done        {} steps, {} tokens in {}: {}\n", summary.steps, Count(summary.tokens),
                   FormatSeconds(summary.seconds), FormatRate(static_cast<double>(summary.tokens) / summary.seconds, " tokens"));
+  text += fmt::format("memory      {} at its peak; as moe inspect counts it {}\n", Bytes(PeakResidentBytes()),
+                      Bytes(MemoryNeeded(info)));
   if (summary.best_step > 0) {
     text += fmt::format("best        {:.4f} bits/byte on the validation text after step {}: {}\n", summary.best_bits_per_byte,
                         summary.best_step, (std::filesystem::path(folder) / "best").string());
@@ -160,6 +169,8 @@ nlohmann::json ToJson(const RunSummary& summary, const RunInfo& info, const RunC
                            {"tokens_per_s", summary.seconds > 0 ? static_cast<double>(summary.tokens) / summary.seconds : 0.0},
                            {"parameters_total", count.total},
                            {"parameters_active", count.active},
+                           {"peak_resident_bytes", PeakResidentBytes()},
+                           {"needed_bytes", MemoryNeeded(info)},
                            {"dtype", std::string(Name(info.train.dtype))},
                            {"isa", run.kernels.name},
                            {"threads", run.pool.num_threads()}};
@@ -211,7 +222,7 @@ Result<int> Train(TrainFlags& flags) {
   const auto summary = RunTraining(options, observer, run->exec);
   screen.Finish();
   if (!summary) return tl::make_unexpected(summary.error());
-  if (!flags.common.json_on_stdout()) MOE_TRY(WriteStdout(Summary(*summary, options.folder)));
+  if (!flags.common.json_on_stdout()) MOE_TRY(WriteStdout(Summary(*summary, info)));
   MOE_TRY(WriteJsonResult(flags.common, ToJson(*summary, info, *run)));
   return summary->interrupted ? kExitInterrupted : 0;
 }

@@ -1,0 +1,53 @@
+// What training takes beside what `moe inspect` said it would. Slow: models whose need dwarfs that of the program itself.
+
+#include <nlohmann/json.hpp>
+
+#include "tests/cli/run_moe.h"
+#include "tests/train/tiny_run.h"
+
+namespace moe::test {
+namespace {
+
+// Sanitizers keep shadows and quarantines of their own.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kSanitized = true;
+#else
+constexpr bool kSanitized = false;
+#endif
+
+void ExpectNeedsWhatInspectSays(const std::string& ffn, const std::string& dtype) {
+  SCOPED_TRACE(ffn + " " + dtype);
+  const TempDir dir;
+  WriteTinyRun(dir);
+  WriteFile(dir / "train.txt", TinyText(1, 100'000));
+  std::vector<std::string> arguments = {"train", dir / "r.toml", "--out", dir / "run", "--dtype", dtype, "--json", "-"};
+  for (const char* set :
+       {"model.hidden=256", "model.heads=4", "model.context=256", "model.experts=16", "model.expert_width=256",
+        "train.batch_tokens=2048", "train.micro_batch_tokens=2048", "train.steps=3"})
+    arguments.insert(arguments.end(), {"--set", set});
+  arguments.insert(arguments.end(), {"--set", "model.ffn=" + ffn});
+  if (ffn != "moe") arguments.insert(arguments.end(), {"--set", "model.capacity_factor="});
+  const RunResult trained = RunMoe(arguments);
+  ASSERT_EQ(trained.exit_code, 0) << trained.err;
+  const RunResult inspected = RunMoe({"inspect", "--model", dir / "run", "--rows", "2048", "--json", "-"});
+  ASSERT_EQ(inspected.exit_code, 0) << inspected.err;
+
+  const auto needed = nlohmann::json::parse(inspected.out)["training"][dtype]["total"].get<int64_t>();
+  const auto summary = nlohmann::json::parse(trained.out);
+  EXPECT_EQ(summary["needed_bytes"], needed);
+  EXPECT_EQ(summary["peak_resident_bytes"], trained.peak_resident_bytes);
+  const double ratio = static_cast<double>(trained.peak_resident_bytes) / static_cast<double>(needed);
+  EXPECT_GT(ratio, 0.9);
+  EXPECT_LT(ratio, 1.3);
+}
+
+TEST(TrainMemory, IsWhatInspectSays) {
+  if (kSanitized) GTEST_SKIP() << "sanitizers take memory of their own";
+  for (const char* dtype : {"f32", "bf16"}) {
+    ExpectNeedsWhatInspectSays("moe", dtype);
+    ExpectNeedsWhatInspectSays("dense-total", dtype);
+  }
+}
+
+}  // namespace
+}  // namespace moe::test
