@@ -21,12 +21,12 @@ fuzz() {
   done
 }
 
-step "set-up" scripts/setup.sh tests nightly
+step "set-up" scripts/setup.sh tests nightly benches
 step "build (release)" build release
 step "slow tests" run_tests release '^slow$' --no-tests=ignore
 step "build (tsan)" build tsan
 step "tests (tsan)" run_tests tsan '^fast$'
-step "build (clang)" build clang
+step "build (clang)" build clang -DMOE_BENCHES=ON
 step "tests (clang)" run_tests clang '^fast$'
 step "clang-tidy" tidy
 if [[ -d fuzz ]]; then

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian 12 packages that this tree uses and the machine lacks; says which; does nothing when all are there.
-#   scripts/setup.sh [tests] [checks] [nightly]
+#   scripts/setup.sh [tests] [checks] [nightly] [benches]
 # Without a word: what building `moe` and the demo need. Each word adds what that kind of work needs.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -11,7 +11,8 @@ for profile in "$@"; do
     tests) packages+=(libgtest-dev) ;;
     checks) packages+=(libgtest-dev clang-format-14 binutils) ;;
     nightly) packages+=(libgtest-dev clang-14 clang-tidy-14 libclang-rt-14-dev llvm-14 python3-torch) ;;
-    *) die "got '$profile', expected tests, checks or nightly" ;;
+    benches) packages+=(libbenchmark-dev) ;;
+    *) die "got '$profile', expected tests, checks, nightly or benches" ;;
   esac
 done
 
