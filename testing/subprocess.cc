@@ -73,6 +73,11 @@ Subprocess::Subprocess(std::vector<std::string> command, const RunOptions& optio
       const rlimit limit{bytes, bytes};
       ok = ok && setrlimit(RLIMIT_FSIZE, &limit) == 0 && signal(SIGXFSZ, SIG_IGN) != SIG_ERR;
     }
+    if (options.max_memory_bytes >= 0) {
+      const auto bytes = static_cast<rlim_t>(options.max_memory_bytes);
+      const rlimit limit{bytes, bytes};
+      ok = ok && setrlimit(RLIMIT_AS, &limit) == 0;
+    }
     if (ok) execvpe(argv[0], argv.data(), env.data());
     const int error = errno;
     if (write(failure.write, &error, sizeof(error)) < 0) _exit(126);

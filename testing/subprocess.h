@@ -16,7 +16,8 @@ struct RunOptions {
   std::vector<std::pair<std::string, std::string>> environment;  // added to ours
   std::string folder;                                            // where it starts; empty: here
   double timeout_s = 120;                                        // then SIGKILL
-  int64_t max_file_bytes = -1;  // a longer file fails with EFBIG, as on a full disk; -1: no limit
+  int64_t max_file_bytes = -1;    // a longer file fails with EFBIG, as on a full disk; -1: no limit
+  int64_t max_memory_bytes = -1;  // of address space; sanitizers need terabytes of it; -1: no limit
 };
 
 struct RunResult {

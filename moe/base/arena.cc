@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 
 #include "moe/base/check.h"
 
@@ -22,7 +23,7 @@ size_t RoundUp(size_t x, size_t multiple) {
 AlignedBytes AllocateAligned(size_t size) {
   const size_t alignment = size >= kHugePage ? kHugePage : kAlignment;
   void* p = std::aligned_alloc(alignment, RoundUp(std::max<size_t>(size, 1), alignment));
-  MOE_CHECK(p != nullptr, "out of memory: {} bytes", size);
+  if (p == nullptr) throw std::bad_alloc();  // the world's fault; the program says so in one line
   if (alignment == kHugePage) madvise(p, size, MADV_HUGEPAGE);
   return AlignedBytes(static_cast<std::byte*>(p));
 }

@@ -2,6 +2,7 @@
 // line; a test holds the sums against the arena's peak.
 
 #include <algorithm>
+#include <cstdint>
 
 #include "moe/model/model.h"
 #include "moe/model/model_pass.h"
@@ -40,8 +41,8 @@ int64_t ExpertRows(const MoeConfig& moe, int64_t T, bool training) {
   const int64_t slots = T * moe.router.top_k, E = moe.router.num_experts;
   if (!training || moe.router.capacity_factor <= 0) return slots;
   const int64_t capacity = ExpertCapacity(moe.router.capacity_factor, T, moe.router.top_k, E);
-  const int64_t buckets = E * std::min(capacity, T);  // no token comes to an expert twice
-  return moe.executor == Executor::kPadded ? buckets : std::min(slots, buckets);
+  if (moe.executor == Executor::kPadded) return E * std::min(capacity, INT32_MAX / E);  // whole buckets, however empty
+  return std::min(slots, E * std::min(capacity, T));                                    // no token comes to an expert twice
 }
 
 // The routing of T tokens and its plan: experts, gates, four index lists.
@@ -109,7 +110,8 @@ int64_t InferenceActivations(const ModelConfig& config, int64_t T, int64_t logit
     int64_t bytes = T * layer.ffn_width * kFloat;
     if (layer.ffn == FfnKind::kMoe) {
       const MoeConfig& moe = layer.moe;
-      bytes = RoutingBytes(moe, T) + ExpertRows(moe, T, false) * (moe.expert_width + w.D) * kFloat +
+      const int64_t copies = moe.executor == Executor::kPadded ? w.D : 0;
+      bytes = RoutingBytes(moe, T) + ExpertRows(moe, T, false) * (moe.expert_width + w.D + copies) * kFloat +
               T * (w.D + moe.shared_width() + (moe.shared_width() > 0 ? w.D : 0)) * kFloat;
     }
     layer_bytes = std::max(layer_bytes, bytes);

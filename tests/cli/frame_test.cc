@@ -37,6 +37,13 @@ TEST(Frame, UnknownCommand) {
   ExpectFails(RunMoe({"help", "frobnicate"}), 2, "command", "got 'frobnicate', expected one of ");
 }
 
+TEST(Frame, MemoryThatRunsOutIsOneLine) {
+  if (kSanitized) GTEST_SKIP() << "sanitizers take memory of their own";
+  const RunResult result = RunMoe({"trace", "--hidden", "2048", "--width", "2048", "--experts", "64", "--threads", "1"},
+                                  {.max_memory_bytes = 400 << 20});
+  ExpectFails(result, 1, "memory", "got none left, expected more free memory or a smaller model");
+}
+
 TEST(WriteJsonResult, ReadsBackAsItWasAndListsStayOnOneLine) {
   TempDir dir;
   const nlohmann::json result = {{"a", {1, 2.5, -3}},

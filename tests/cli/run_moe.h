@@ -12,6 +12,13 @@
 
 namespace moe::test {
 
+// Sanitizers keep shadows and quarantines of their own: what a program takes or may take says nothing then.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool kSanitized = true;
+#else
+inline constexpr bool kSanitized = false;
+#endif
+
 inline RunResult RunMoe(std::vector<std::string> arguments, const RunOptions& options = {}) {
   arguments.insert(arguments.begin(), MOE_BINARY);
   return RunProgram(std::move(arguments), options);

@@ -8,13 +8,6 @@
 namespace moe::test {
 namespace {
 
-// Sanitizers keep shadows and quarantines of their own.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSanitized = true;
-#else
-constexpr bool kSanitized = false;
-#endif
-
 void ExpectNeedsWhatInspectSays(const std::string& ffn, const std::string& dtype) {
   SCOPED_TRACE(ffn + " " + dtype);
   const TempDir dir;

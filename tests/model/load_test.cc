@@ -224,7 +224,7 @@ TEST_F(BadCheckpoint, IsFineBefore) {
   EXPECT_EQ(LoadError(), "none");
 }
 
-TEST_F(BadCheckpoint, MissingExpertTensor) {  // never zeros in its place
+TEST_F(BadCheckpoint, Trap25_AMissingExpertTensorIsRefused) {  // never zeros in its place
   Rewrite([](auto& tensors) { tensors.erase(tensors.begin() + static_cast<int64_t>(Index(tensors, kExpertTensor))); });
   EXPECT_EQ(LoadError(), fmt::format("tensor '{}' is missing, expected one of shape [24,16]", kExpertTensor));
 }

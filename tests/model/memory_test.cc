@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdint>
 
 #include "moe/model/model.h"
 #include "testing/test_context.h"
@@ -35,6 +36,11 @@ std::vector<Case> Cases() {
     c.qk_norm = QkNorm::kWhole, c.hidden = 120;
     for (LayerSpec& layer : c.layers) {
       layer.moe.router.capacity_factor = 1.25, layer.moe.executor = Executor::kPadded, layer.moe.expert_width = 80;
+    }
+  });
+  add("buckets of more rows than tokens", [](ModelConfig& c) {
+    for (LayerSpec& layer : c.layers) {
+      layer.moe.router.capacity_factor = 8, layer.moe.executor = Executor::kPadded;
     }
   });
   add("dense", [](ModelConfig& c) { c.layers.assign(3, LayerSpec{.ffn = FfnKind::kDense, .ffn_width = 512}); });
@@ -112,6 +118,8 @@ TEST(Memory, HugeCapacityFactorsDoNotOverflow) {
   ModelConfig config = Cases()[0].config, dropless = config;
   for (LayerSpec& layer : config.layers) layer.moe.router.capacity_factor = 1e300;
   EXPECT_EQ(TrainingMemory(config, DType::kBf16, 64).total(), TrainingMemory(dropless, DType::kBf16, 64).total());
+  for (LayerSpec& layer : config.layers) layer.moe.executor = Executor::kPadded;
+  EXPECT_GT(TrainingMemory(config, DType::kBf16, 64).total(), int64_t{1} << 40);  // more than any machine: refused
 }
 
 }  // namespace
