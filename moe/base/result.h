@@ -15,7 +15,7 @@ struct Error {
   std::string what;
   int exit_code = 1;  // 1 failed, 2 wrong usage
 
-  std::string Message() const { return fmt::format("[{}] {}", where, what); }
+  std::string Message() const { return fmt::format("[{}] {}", where.empty() ? "''" : where, what); }
 };
 
 template <class T>

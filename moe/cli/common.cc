@@ -231,7 +231,7 @@ Result<bool> WriteStdout(std::string_view text) {
 
 Result<std::unique_ptr<RunContext>> MakeRunContext(const CommonFlags& flags) {
   if (flags.threads < 0 || flags.threads > kMaxThreads) {
-    return UsageErr("--threads", "got {}, expected 1 to {}", flags.threads, kMaxThreads);
+    return UsageErr("--threads", "got {}, expected 1 to {}, or 0 for all there are", flags.threads, kMaxThreads);
   }
   MOE_TRY(const KernelTable* table, SelectKernelTable());
   return std::make_unique<RunContext>(flags.threads > 0 ? flags.threads : GetCpuInfo().num_threads, *table);

@@ -37,7 +37,7 @@ struct Inspection {
 
 // What config.json calls itself; of a preset, the family that computes it.
 Result<std::string> ArchitectureOf(const std::string& model, const ModelConfig& config_of_model) {
-  const std::string family(Architecture(FamilyOf(config_of_model)));
+  const std::string family(InfoOf(FamilyOf(config_of_model)).architecture);
   std::error_code ignored;
   std::filesystem::path path(model);
   if (!std::filesystem::exists(path, ignored)) return family;

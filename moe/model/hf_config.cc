@@ -15,24 +15,6 @@ namespace {
 using nlohmann::json;
 using nlohmann::ordered_json;
 
-// Defaults are those of the transformers classes.
-struct FamilyInfo {
-  Family family;
-  std::string_view model_type, architecture;
-  double rope_theta, norm_epsilon, balance_loss;
-};
-constexpr std::array kFamilies = {
-    FamilyInfo{Family::kMixtral, "mixtral", "MixtralForCausalLM", 1e6, 1e-5, 0.001},
-    FamilyInfo{Family::kOlmoe, "olmoe", "OlmoeForCausalLM", 1e4, 1e-5, 0.01},
-    FamilyInfo{Family::kQwen3Moe, "qwen3_moe", "Qwen3MoeForCausalLM", 1e4, 1e-6, 0.001},
-    FamilyInfo{Family::kLlama, "llama", "LlamaForCausalLM", 1e4, 1e-6, 0},
-    FamilyInfo{Family::kQwen3, "qwen3", "Qwen3ForCausalLM", 1e4, 1e-6, 0},
-    FamilyInfo{Family::kMoeCpp, "moe_cpp", "MoeCppForCausalLM", 1e4, 1e-5, 0},
-};
-const FamilyInfo& Info(Family family) {
-  return kFamilies[static_cast<size_t>(family)];
-}
-
 // Shortest text that reads back as the same float: 1e-05, not 9.99999974e-06.
 double Shortest(float x) {
   return std::strtod(fmt::format("{}", x).c_str(), nullptr);
@@ -110,7 +92,7 @@ class Reader {
 Result<Family> ParseFamily(const Reader& reader) {
   MOE_TRY(const std::string type, reader.String("model_type"));
   std::string known;
-  for (const FamilyInfo& info : kFamilies) {
+  for (const FamilyInfo& info : Families()) {
     if (type == info.model_type) return info.family;
     known += (known.empty() ? "" : ", ") + std::string(info.model_type);
   }
@@ -189,7 +171,7 @@ Result<LayerSpec> ParseMoeLayer(Family family, const Reader& reader) {
   if (!mixtral) {
     MOE_TRY(router.normalize, reader.Bool("norm_topk_prob", false));
   }
-  MOE_TRY(router.balance_loss, reader.Number("router_aux_loss_coef", Info(family).balance_loss));
+  MOE_TRY(router.balance_loss, reader.Number("router_aux_loss_coef", InfoOf(family).balance_loss));
   router.z_loss = 0;
   if (reader.Has("moe_cpp")) {
     if (!reader.at("moe_cpp").is_object()) return Err(reader.where(), "moe_cpp: expected an object");
@@ -248,13 +230,6 @@ Result<std::vector<LayerSpec>> ParseLayers(Family family, const Reader& reader) 
 
 // ---- writing ----------------------------------------------------------------------------------------------------------------
 
-bool SameMoe(const MoeConfig& a, const MoeConfig& b) {
-  const RouterConfig &x = a.router, &y = b.router;
-  return x.num_experts == y.num_experts && x.top_k == y.top_k && x.score == y.score && x.normalize == y.normalize &&
-         x.capacity_factor == y.capacity_factor && x.balance_loss == y.balance_loss && x.z_loss == y.z_loss &&
-         a.expert_width == b.expert_width && a.shared_width() == b.shared_width();
-}
-
 ordered_json MoeCppLayer(const LayerSpec& layer) {
   if (layer.ffn == FfnKind::kDense) return {{"ffn", "dense"}, {"intermediate_size", layer.ffn_width}};
   const MoeConfig& moe = layer.moe;
@@ -305,43 +280,12 @@ constexpr std::array<std::string_view, 3> kQkNorms = {"none", "per_head", "whole
 
 }  // namespace
 
-std::string_view ModelType(Family family) {
-  return Info(family).model_type;
-}
-std::string_view Architecture(Family family) {
-  return Info(family).architecture;
-}
-
-Family FamilyOf(const ModelConfig& config) {
-  const LayerSpec *moe = nullptr, *dense = nullptr;
-  for (const LayerSpec& layer : config.layers) {
-    const LayerSpec*& first = layer.ffn == FfnKind::kMoe ? moe : dense;
-    if (first == nullptr) first = &layer;
-    const bool same = layer.ffn == FfnKind::kMoe ? SameMoe(layer.moe, first->moe) : layer.ffn_width == first->ffn_width;
-    if (!same) return Family::kMoeCpp;
-  }
-  if (moe == nullptr) {
-    if (config.qk_norm == QkNorm::kNone) return Family::kLlama;
-    return config.qk_norm == QkNorm::kPerHead ? Family::kQwen3 : Family::kMoeCpp;
-  }
-  if (moe->moe.shared_width() > 0 || moe->moe.router.score != RouterScore::kSoftmax) return Family::kMoeCpp;
-  switch (config.qk_norm) {
-    case QkNorm::kNone:
-      return dense == nullptr && moe->moe.router.normalize ? Family::kMixtral : Family::kMoeCpp;
-    case QkNorm::kWhole:  // OLMoE knows no head_dim
-      return dense == nullptr && config.num_heads * config.head_width == config.hidden ? Family::kOlmoe : Family::kMoeCpp;
-    case QkNorm::kPerHead:
-      return Family::kQwen3Moe;
-  }
-  return Family::kMoeCpp;
-}
-
 Result<ModelConfig> ParseHfConfig(const json& object, const std::string& where) {
   if (!object.is_object()) return Err(where, "got {}, expected an object", Printable(object.dump()));
   const Reader reader(object, where);
   MOE_TRY(const Family family, ParseFamily(reader));
   MOE_TRY(RefuseWhatWeDoNotCompute(reader));
-  const FamilyInfo& info = Info(family);
+  const FamilyInfo& info = InfoOf(family);
   ModelConfig config;
   MOE_TRY(config.vocab_size, reader.Int("vocab_size"));
   MOE_TRY(config.hidden, reader.Int("hidden_size"));
@@ -380,8 +324,8 @@ Result<ModelConfig> ParseHfConfig(const json& object, const std::string& where) 
 std::string HfConfigText(const ModelConfig& config, DType dtype) {
   const Family family = FamilyOf(config);
   ordered_json out;
-  out["architectures"] = {Architecture(family)};
-  out["model_type"] = ModelType(family);
+  out["architectures"] = {InfoOf(family).architecture};
+  out["model_type"] = InfoOf(family).model_type;
   out["vocab_size"] = config.vocab_size;
   out["hidden_size"] = config.hidden;
   out["num_hidden_layers"] = config.layers.size();

@@ -3,27 +3,11 @@
 
 #include <nlohmann/json_fwd.hpp>
 #include <string>
-#include <string_view>
 
-#include "moe/model/config.h"
+#include "moe/model/hf_family.h"
 #include "moe/tensor/dtype.h"
 
 namespace moe {
-
-// Families whose files we read and write.
-enum class Family : uint8_t {
-  kMixtral,   // no QkNorm, all layers MoE, normalised softmax gates
-  kOlmoe,     // QkNorm::kWhole, all layers MoE
-  kQwen3Moe,  // QkNorm::kPerHead, dense layers between the MoE ones
-  kLlama,     // dense, no QkNorm
-  kQwen3,     // dense, QkNorm::kPerHead
-  kMoeCpp,    // whatever fits none of them: our own keys, see docs/formats/model_folder.md
-};
-
-// The public family that computes exactly what the config says, or kMoeCpp.
-Family FamilyOf(const ModelConfig& config);
-std::string_view ModelType(Family family);     // "mixtral"
-std::string_view Architecture(Family family);  // "MixtralForCausalLM"
 
 // Errors name the key: missing, of another type, out of range, or asking for what we do not compute (scaled RoPE, sliding
 // windows, biases, another activation, quantised weights). Keys that change no result are passed over.
