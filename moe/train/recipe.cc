@@ -198,102 +198,122 @@ Status ApplySet(const std::string& set, const std::set<std::string>& known, std:
   return {};
 }
 
-std::string WhereOf(const GivenKeys& given, const std::string& key, const std::string& where) {
-  const auto it = given.find(key);
-  return it == given.end() ? fmt::format("{} {}", where, key) : it->second.where;
-}
+// Errors of keys that do not go together.
+struct KeyErrors {
+  const GivenKeys& given;
+  const std::set<std::string>& flagged;  // keys that flags gave or took away
+  const std::string& where;              // the recipe
+
+  // Names the first key; wrong usage where a flag touched any of them.
+  template <class... Args>
+  tl::unexpected<Error> operator()(std::initializer_list<std::string_view> keys, fmt::format_string<Args...> format,
+                                   Args&&... args) const {
+    const std::string first(*keys.begin());
+    const auto it = given.find(first);
+    const bool usage = std::ranges::any_of(keys, [&](std::string_view key) { return flagged.contains(std::string(key)); });
+    return tl::make_unexpected(Error{it == given.end() ? fmt::format("{} {}", where, first) : it->second.where,
+                                     fmt::format(format, std::forward<Args>(args)...), usage ? 2 : 1});
+  }
+};
 
 // Keys that have no meaning beside the others.
-Status RefuseIdleKeys(const Recipe& recipe, const GivenKeys& given) {
-  const auto refuse = [&](std::string_view key, std::string_view because) -> Status {
-    const auto it = given.find(std::string(key));
-    if (it == given.end()) return {};
-    return Wrong(it->second, Shown(*it->second.node), fmt::format("no such key: {}", because));
+Status RefuseIdleKeys(const Recipe& recipe, const KeyErrors& wrong) {
+  const auto refuse = [&](std::string_view key, std::string_view beside, std::string_view because) -> Status {
+    const auto it = wrong.given.find(std::string(key));
+    if (it == wrong.given.end()) return {};
+    return wrong({key, beside}, "got {}, expected no such key: {}", Shown(*it->second.node), because);
   };
   if (recipe.model.ffn == RecipeFfn::kDense) {
     for (const std::string_view key : kMoeKeys) {
-      MOE_TRY(refuse(key, "model.ffn is \"dense\", which has no experts"));
+      MOE_TRY(refuse(key, "model.ffn", "model.ffn is \"dense\", which has no experts"));
     }
   } else if (recipe.model.dense_layers.empty()) {
-    MOE_TRY(refuse("model.ffn_width", "no layer is dense; set model.ffn = \"dense\" or model.dense_layers"));
+    MOE_TRY(
+        refuse("model.ffn_width", "model.dense_layers", "no layer is dense; set model.ffn = \"dense\" or model.dense_layers"));
   }
   if (recipe.tokenizer.kind != TokenizerKind::kBpe) {
-    MOE_TRY(refuse("tokenizer.vocab_size", "only tokenizer.kind \"bpe\" has a size to choose"));
+    MOE_TRY(refuse("tokenizer.vocab_size", "tokenizer.kind", "only tokenizer.kind \"bpe\" has a size to choose"));
   }
   if (recipe.tokenizer.kind != TokenizerKind::kFile) {
-    MOE_TRY(refuse("tokenizer.file", "tokenizer.kind is not \"file\""));
+    MOE_TRY(refuse("tokenizer.file", "tokenizer.kind", "tokenizer.kind is not \"file\""));
   }
   return {};
 }
 
 // Fills in defaults that depend on other keys, then checks what ranges alone cannot.
-Status Resolve(Recipe& recipe, const GivenKeys& given, const std::string& where) {
+Status Resolve(Recipe& recipe, const KeyErrors& wrong) {
   ModelRecipe& m = recipe.model;
   TrainRecipe& t = recipe.train;
-  const auto at = [&](const std::string& key) { return WhereOf(given, key, where); };
-  if (const auto it = given.find("model.experts"); it != given.end() && it->second.node->value<int64_t>() == 0) {
+  if (const auto it = wrong.given.find("model.experts"); it != wrong.given.end() && it->second.node->value<int64_t>() == 0) {
     return Wrong(it->second, "0", "1 or more; a model without experts is model.ffn = \"dense\" with model.ffn_width");
   }
   if (m.kv_heads == 0) m.kv_heads = m.heads;
   if (m.head_width == 0) {
     if (m.hidden % m.heads != 0) {
-      return Err(at("model.heads"), "got {}, expected a divisor of model.hidden {} (or model.head_width)", m.heads, m.hidden);
+      return wrong({"model.heads", "model.hidden"}, "got {}, expected a divisor of model.hidden {} (or model.head_width)",
+                   m.heads, m.hidden);
     }
     m.head_width = m.hidden / m.heads;
   }
   if (m.head_width % 2 != 0) {
-    return Err(at("model.head_width"), "got {}, expected an even number: rotary positions turn pairs", m.head_width);
+    return wrong({"model.head_width", "model.heads", "model.hidden"},
+                 "got {}, expected an even number: rotary positions turn pairs", m.head_width);
   }
   if (m.heads % m.kv_heads != 0) {
-    return Err(at("model.kv_heads"), "got {}, expected a divisor of model.heads {}", m.kv_heads, m.heads);
+    return wrong({"model.kv_heads", "model.heads"}, "got {}, expected a divisor of model.heads {}", m.kv_heads, m.heads);
   }
   if (m.ffn != RecipeFfn::kDense && m.top_k > m.experts) {
-    return Err(at("model.top_k"), "got {}, expected at most model.experts {}", m.top_k, m.experts);
+    return wrong({"model.top_k", "model.experts"}, "got {}, expected at most model.experts {}", m.top_k, m.experts);
   }
   if (m.ffn_width == 0 && (m.ffn == RecipeFfn::kDense || !m.dense_layers.empty())) {
-    return Err(at("model.ffn_width"), "got nothing, expected the width of the dense layers");
+    return wrong({"model.ffn_width", "model.ffn", "model.dense_layers"}, "got nothing, expected the width of the dense layers");
   }
   for (const int64_t layer : m.dense_layers) {
-    if (layer >= m.layers) return Err(at("model.dense_layers"), "got layer {}, expected 0..{}", layer, m.layers - 1);
+    if (layer >= m.layers)
+      return wrong({"model.dense_layers", "model.layers"}, "got layer {}, expected 0..{}", layer, m.layers - 1);
   }
   std::ranges::sort(m.dense_layers);
   if (std::ranges::adjacent_find(m.dense_layers) != m.dense_layers.end()) {
-    return Err(at("model.dense_layers"), "got a layer twice, expected each once");
+    return wrong({"model.dense_layers", "model.layers"}, "got a layer twice, expected each once");
   }
   if (static_cast<int64_t>(m.dense_layers.size()) == m.layers) {
-    return Err(at("model.dense_layers"), "got all layers, expected model.ffn = \"dense\" for that");
+    return wrong({"model.dense_layers", "model.layers"}, "got all layers, expected model.ffn = \"dense\" for that");
   }
   if (recipe.tokenizer.kind == TokenizerKind::kFile && recipe.tokenizer.file.empty()) {
-    return Err(at("tokenizer.file"), "got nothing, expected the tokenizer.json that tokenizer.kind \"file\" asks for");
+    return wrong({"tokenizer.file", "tokenizer.kind"},
+                 "got nothing, expected the tokenizer.json that tokenizer.kind \"file\" asks for");
   }
 
   for (const auto* paths : {&recipe.data.files, &recipe.data.validation}) {
     for (const std::string& path : *paths) {
       if (ValidUtf8Prefix(path) != path.size())
-        return Err(at("data"), "got a path that is not UTF-8, expected one a recipe can hold");
+        return wrong({"data", "data.files", "data.validation"}, "got a path that is not UTF-8, expected one a recipe can hold");
     }
   }
   if (t.steps > 0 && t.minutes > 0) {
-    return Err(at("train.minutes"),
-               "got both train.steps and train.minutes, expected one (`--set train.steps=` takes it away)");
+    return wrong({"train.minutes", "train.steps"},
+                 "got both train.steps and train.minutes, expected one (`--set train.steps=` takes it away)");
   }
-  if (t.steps == 0 && t.minutes == 0) return Err(at("train.steps"), "got nothing, expected train.steps or train.minutes");
+  if (t.steps == 0 && t.minutes == 0)
+    return wrong({"train.steps", "train.minutes"}, "got nothing, expected train.steps or train.minutes");
   if (t.context == 0) t.context = m.context;
   if (t.context > m.context) {
-    return Err(at("train.context"), "got {}, expected at most model.context {}", t.context, m.context);
+    return wrong({"train.context", "model.context"}, "got {}, expected at most model.context {}", t.context, m.context);
   }
   if (t.batch_tokens % t.context != 0) {
-    return Err(at("train.batch_tokens"), "got {}, expected a multiple of the context {}", t.batch_tokens, t.context);
+    return wrong({"train.batch_tokens", "train.context", "model.context"}, "got {}, expected a multiple of the context {}",
+                 t.batch_tokens, t.context);
   }
   if (t.micro_batch_tokens == 0) t.micro_batch_tokens = t.batch_tokens;
   if (t.batch_tokens % t.micro_batch_tokens != 0 || t.micro_batch_tokens % t.context != 0) {
-    return Err(at("train.micro_batch_tokens"), "got {}, expected a multiple of the context {} that divides batch_tokens {}",
-               t.micro_batch_tokens, t.context, t.batch_tokens);
+    return wrong({"train.micro_batch_tokens", "train.batch_tokens", "train.context", "model.context"},
+                 "got {}, expected a multiple of the context {} that divides batch_tokens {}", t.micro_batch_tokens, t.context,
+                 t.batch_tokens);
   }
   if (t.min_lr < 0) t.min_lr = t.lr / 10;
-  if (t.min_lr > t.lr) return Err(at("train.min_lr"), "got {}, expected at most train.lr {}", t.min_lr, t.lr);
+  if (t.min_lr > t.lr) return wrong({"train.min_lr", "train.lr"}, "got {}, expected at most train.lr {}", t.min_lr, t.lr);
   if (t.warmup >= 1 && t.warmup != std::floor(t.warmup)) {
-    return Err(at("train.warmup"), "got {}, expected whole steps, or below 1 a share of all", t.warmup);
+    return wrong({"train.warmup"}, "got {}, expected whole steps, or below 1 a share of all", t.warmup);
   }
   return {};
 }
@@ -322,7 +342,11 @@ Result<Recipe> ParseRecipe(std::string_view text, const std::string& where, cons
 
   std::vector<toml::table> owners;  // of the nodes that flags gave
   owners.reserve(overrides.sets.size());
-  for (const std::string& set : overrides.sets) MOE_TRY(ApplySet(set, known, owners, given));
+  std::set<std::string> flagged;
+  for (const std::string& set : overrides.sets) {
+    MOE_TRY(ApplySet(set, known, owners, given));
+    flagged.insert(set.substr(0, set.find('=')));
+  }
   if (overrides.minutes > 0) {
     given.erase("train.steps");
     given.erase("train.minutes");
@@ -346,8 +370,9 @@ Result<Recipe> ParseRecipe(std::string_view text, const std::string& where, cons
     const toml::value<std::string> value(overrides.dtype);
     MOE_TRY(Reader::Read(Given{&value, "--dtype", true}, recipe.train.dtype, kDTypeChoices));
   }
-  MOE_TRY(RefuseIdleKeys(recipe, given));
-  MOE_TRY(Resolve(recipe, given, where));
+  const KeyErrors wrong{given, flagged, where};
+  MOE_TRY(RefuseIdleKeys(recipe, wrong));
+  MOE_TRY(Resolve(recipe, wrong));
   return recipe;
 }
 

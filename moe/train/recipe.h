@@ -96,7 +96,7 @@ Result<Recipe> LoadRecipe(const std::string& path, const RecipeOverrides& overri
 Result<Recipe> ParseRecipe(std::string_view text, const std::string& where, const std::string& folder,
                            const RecipeOverrides& overrides = {});
 
-// Every key and its value. ParseRecipe gives the same recipe back.
+// Every key and its value, as comments where the value follows from other keys. ParseRecipe gives the same recipe back.
 std::string ToToml(const Recipe& recipe);
 
 // The model a recipe describes. `where` names the recipe in errors.

@@ -60,6 +60,19 @@ bool Idle(const Recipe& recipe, std::string_view key) {
   return false;
 }
 
+// Keys that have the value which follows from other keys: ToToml writes them as comments, so that they follow when those
+// change.
+bool Derived(const Recipe& recipe, std::string_view key) {
+  const ModelRecipe& m = recipe.model;
+  const TrainRecipe& t = recipe.train;
+  if (key == "model.kv_heads") return m.kv_heads == m.heads;
+  if (key == "model.head_width") return m.hidden % m.heads == 0 && m.head_width == m.hidden / m.heads;
+  if (key == "train.context") return t.context == m.context;
+  if (key == "train.micro_batch_tokens") return t.micro_batch_tokens == t.batch_tokens;
+  if (key == "train.min_lr") return t.min_lr == t.lr / 10;
+  return false;
+}
+
 // What the numbers of a run do not depend on, or what is compared by contents elsewhere.
 constexpr std::array<std::string_view, 7> kFreeKeys = {"data.files",       "data.validation",   "tokenizer.file",
                                                        "train.eval_every", "train.eval_tokens", "train.checkpoint_every",
@@ -77,7 +90,7 @@ std::string ToToml(const Recipe& recipe) {
       out += fmt::format("{}[{}]\n", section.empty() ? "" : "\n", key.substr(0, dot));
       section = key.substr(0, dot);
     }
-    out += fmt::format("{} = {}\n", key.substr(dot + 1), text);
+    out += fmt::format("{}{} = {}\n", Derived(recipe, key) ? "# " : "", key.substr(dot + 1), text);
   });
   return out;
 }

@@ -43,6 +43,40 @@ Status CheckWritable(const std::string& folder) {
   return {};
 }
 
+// The first line of a run's recipe.toml.
+constexpr std::string_view kRecipeHeader =
+    "# Every key of this run. `moe train` on this file, with another --out, repeats it.\n";
+
+// Of all that a run writes, the first name that `folder` holds and that is not left of the same run, killed before its first
+// checkpoint; empty: none.
+std::string FirstTaken(const std::string& folder, const Recipe& recipe, const std::string& recipe_path) {
+  const auto holds = [&](const char* name) {
+    return fs::symlink_status(fs::path(folder) / name).type() != fs::file_type::not_found;
+  };
+  for (const char* name :
+       {kTrainStateName, kPreviousTrainStateName, "model.safetensors", "model.safetensors.index.json", "config.json", "best"}) {
+    if (holds(name)) return name;
+  }
+  std::error_code error;
+  const std::string metrics = PathIn(folder, "metrics.jsonl"), own = PathIn(folder, "recipe.toml");
+  if (holds("metrics.jsonl") && (!fs::is_regular_file(metrics, error) || fs::file_size(metrics, error) > 0))
+    return "metrics.jsonl";
+  bool begun = false;
+  if (holds("recipe.toml")) {
+    if (fs::equivalent(own, recipe_path, error)) return "recipe.toml";
+    const auto text = ReadFile(own);
+    if (text && text->starts_with(kRecipeHeader)) {
+      const auto written = ParseRecipe(*text, own, folder);
+      begun = written && FirstDifference(*written, recipe).empty();
+    }
+    if (!begun) return "recipe.toml";
+  }
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json"}) {
+    if (holds(name) && !begun) return name;
+  }
+  return "";
+}
+
 std::string DigestOf(const Tokenizer& tokenizer) {
   return fmt::format("{:016x}", XXH3_64bits(tokenizer.json().data(), tokenizer.json().size()));
 }
@@ -87,6 +121,8 @@ class Run {
   Result<bool> EvaluateStep(StepMetrics& metrics);  // false: stopped in the middle
   Result<std::optional<Evaluation>> EvaluateNow();
   Status Checkpoint();
+  Status CheckWeights() const;
+  tl::unexpected<Error> Ruined(const Error& error) const;
   tl::unexpected<Error> NotSaved(const Error& error) const;
 
   void Note(const std::string& what) const {
@@ -117,14 +153,15 @@ class Run {
 Status Run::PrepareNew() {
   where_ = options_.recipe;
   MOE_TRY(recipe_, LoadRecipe(options_.recipe, options_.overrides));
-  for (const char* name : {kTrainStateName, kPreviousTrainStateName, "model.safetensors", "config.json"}) {
-    if (access(PathIn(folder_, name).c_str(), F_OK) == 0) {
-      return Err(folder_,
-                 "already holds a run ({}), expected a new or empty folder; --resume goes on with it, --out names another",
-                 name);
-    }
-  }
   MOE_TRY(CheckWritable(folder_));
+  if (HoldsTrainState(folder_)) {
+    return Err(folder_,
+               "already holds a run ({}), expected a new or empty folder; --resume goes on with it, --out names another",
+               FirstTaken(folder_, recipe_, options_.recipe));
+  }
+  if (const std::string name = FirstTaken(folder_, recipe_, options_.recipe); !name.empty()) {
+    return Err(folder_, "already holds {}, which a run writes, expected a new or empty folder; --out names another", name);
+  }
   MOE_TRY(LoadData(""));
   MOE_TRY(MakeModel());
   // Nothing was written until here: a bad recipe or text leaves no folder behind.
@@ -177,7 +214,13 @@ Status Run::LoadData(const std::string& tokenizer_path) {
 
 Status Run::MakeModel() {
   const Tokenizer& tokenizer = data_->tokenizer;
-  MOE_TRY(ModelConfig config, MakeModelConfig(recipe_, tokenizer.vocab_size(), tokenizer.bos_id(), tokenizer.eos_id(), where_));
+  auto made = MakeModelConfig(recipe_, tokenizer.vocab_size(), tokenizer.bos_id(), tokenizer.eos_id(), where_);
+  if (!made) {
+    const auto& sets = options_.overrides.sets;  // a shape that flags changed is wrong usage
+    if (std::ranges::any_of(sets, [](const std::string& set) { return set.starts_with("model."); })) made.error().exit_code = 2;
+    return tl::make_unexpected(made.error());
+  }
+  ModelConfig config = std::move(*made);
   MOE_TRY(CheckMemory(config, recipe_.train, where_));
   model_ = std::make_unique<Model>(std::move(config), recipe_.train.dtype, /*training=*/true);
   trainer_.emplace(recipe_, data_->train, data_->token_bytes, *model_);
@@ -196,10 +239,9 @@ Status Run::Begin() {
   state_.data_digest = Digest(data_->train);
   state_.tokenizer_digest = DigestOf(data_->tokenizer);
   state_.kernels = ctx_.kernels.name;
-  MOE_TRY(data_->tokenizer.Save(folder_));
-  return WriteFileAtomically(
-      PathIn(folder_, "recipe.toml"),
-      "# Every key of this run. `moe train` on this file, with another --out, repeats it.\n" + origin + ToToml(recipe_));
+  // The recipe first: FirstTaken knows by it what is left of a run that is killed from here to its first checkpoint.
+  MOE_TRY(WriteFileAtomically(PathIn(folder_, "recipe.toml"), std::string(kRecipeHeader) + origin + ToToml(recipe_)));
+  return data_->tokenizer.Save(folder_);
 }
 
 Status Run::Resume() {
@@ -254,11 +296,15 @@ Result<RunSummary> Run::Loop() {
                         .folder = folder_});
   }
   state_.recipe = ToToml(recipe_);
-  StepMetrics metrics{.step = trainer_->steps_done(), .steps = recipe_.train.steps};
+  StepMetrics metrics{.step = trainer_->steps_done(),
+                      .steps = recipe_.train.steps,
+                      .tokens = trainer_->steps_done() * recipe_.train.batch_tokens,
+                      .seconds = trainer_->seconds};
   for (;;) {
     bool stop = false;
     if (!state_.pending_line.empty()) {
       if (Due(recipe_.train.eval_every) && !data_->validation_documents.empty()) {
+        MOE_TRY(CheckWeights());  // or best/ may get them
         MOE_TRY(const bool evaluated, EvaluateStep(metrics));
         stop = !evaluated;
       }
@@ -271,16 +317,14 @@ Result<RunSummary> Run::Loop() {
     stop = stop || StopRequested();
     const bool due = Due(recipe_.train.checkpoint_every) && trainer_->steps_done() != saved_step_;
     if (due || finished || stop || saved_step_ < 0) {
+      MOE_TRY(CheckWeights());
       if (const Status status = Checkpoint(); !status) return NotSaved(status.error());
     }
     if (finished || stop) {
       summary_.interrupted = !finished || !state_.pending_line.empty();
       break;
     }
-    if (const Status status = trainer_->Step(metrics, ctx_); !status) {
-      return Err(status.error().where, "{}; the checkpoint of step {} in {} is good", status.error().what, saved_step_,
-                 folder_);
-    }
+    if (const Status status = trainer_->Step(metrics, ctx_); !status) return Ruined(status.error());
     summary_.loss = metrics.loss;
     state_.pending_line = ToJsonLine(metrics);
     if (observer_.on_step) observer_.on_step(metrics);
@@ -338,11 +382,6 @@ Result<bool> Run::EvaluateStep(StepMetrics& metrics) {
 }
 
 Status Run::Checkpoint() {
-  const std::string broken = FirstNonFiniteValue(model_->parameters());
-  if (!broken.empty()) {
-    return Err(fmt::format("step {}", trainer_->steps_done()),
-               "{} holds NaN or infinity, expected numbers; try a lower train.lr (now {})", broken, recipe_.train.lr);
-  }
   MOE_TRY(metrics_file_->Sync());
   state_.step = trainer_->steps_done();
   state_.seconds = trainer_->seconds;
@@ -351,6 +390,18 @@ Status Run::Checkpoint() {
   saved_step_ = state_.step;
   if (state_.step > 0) MOE_TRY(SaveModel(*model_, folder_, DType::kF32));
   return {};
+}
+
+// Weights that are ruined never become a checkpoint: the last one stays good.
+Status Run::CheckWeights() const {
+  const std::string ruined = RuinedWeights(model_->parameters());
+  if (ruined.empty()) return {};
+  return Ruined(trainer_->Diverged(trainer_->steps_done(), ruined + ", expected weights that can be trained").value());
+}
+
+tl::unexpected<Error> Run::Ruined(const Error& error) const {
+  if (saved_step_ < 0) return tl::make_unexpected(error);
+  return Err(error.where, "{}; the checkpoint of step {} in {} is good", error.what, saved_step_, folder_);
 }
 
 tl::unexpected<Error> Run::NotSaved(const Error& error) const {

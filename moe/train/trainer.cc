@@ -24,9 +24,10 @@ class Stopwatch {
   double start_;
 };
 
-// Where a loss or gradient that is not finite comes from, as far as the numbers tell: "; ..." or nothing.
-std::string Culprit(const ParameterStore& store) {
-  if (const std::string name = FirstNonFiniteValue(store); !name.empty()) return fmt::format("; {} is not finite", name);
+}  // namespace
+
+std::string RuinedWeights(const ParameterStore& store) {
+  if (const std::string name = FirstNonFiniteValue(store); !name.empty()) return fmt::format("{} is not finite", name);
   constexpr double kLarge = 1e3;  // nothing that trains has weights like these
   double largest = kLarge;
   std::string grown;
@@ -37,13 +38,8 @@ std::string Culprit(const ParameterStore& store) {
     const double rms = std::sqrt(squares / static_cast<double>(std::max<int64_t>(1, parameter.value.size())));
     if (rms > largest) largest = rms, grown = parameter.name;
   }
-  if (!grown.empty()) return fmt::format("; the weights of {} have grown to {:.1e}", grown, largest);
-  if (const std::string name = FirstNonFiniteGrad(store); !name.empty())
-    return fmt::format("; first in the gradient of {}", name);
-  return "";
+  return grown.empty() ? "" : fmt::format("the weights of {} have grown to {:.1e}", grown, largest);
 }
-
-}  // namespace
 
 Trainer::Trainer(const Recipe& recipe, const Corpus& corpus, std::vector<int32_t> token_bytes, Model& model)
     : recipe_(recipe.train),
@@ -71,12 +67,25 @@ void Trainer::Restart(ExecContext& ctx) {
   seconds = 0;
 }
 
-tl::unexpected<Error> Trainer::Diverged(const std::string& what) const {
+tl::unexpected<Error> Trainer::Diverged(int64_t step, const std::string& what) const {
   std::string advice =
       fmt::format("try a lower train.lr (now {}) or a longer train.warmup (now {})", recipe_.lr, recipe_.warmup);
   if (recipe_.clip == 0) advice += ", or train.clip = 1 (now off)";
   if (recipe_.dtype != DType::kF32) advice += fmt::format(", or train.dtype = \"f32\" (now {})", Name(recipe_.dtype));
-  return Err(fmt::format("step {}", steps_done() + 1), "{}; {}", what, advice);
+  return Err(fmt::format("step {}", step), "{}; {}, in a run begun anew with another --out", what, advice);
+}
+
+// Says where it comes from, as far as the numbers tell.
+tl::unexpected<Error> Trainer::NotFinite(const std::string& what, double value) const {
+  std::string message = fmt::format("{} is {}, expected a finite number", what,
+                                    std::isnan(value) ? "not a number" : fmt::format("{}", value));  // a NaN has a sign
+  const ParameterStore& store = model_.parameters();
+  if (const std::string ruined = RuinedWeights(store); !ruined.empty()) {
+    message += "; " + ruined;
+  } else if (const std::string name = FirstNonFiniteGrad(store); !name.empty()) {
+    message += "; first in the gradient of " + name;
+  }
+  return Diverged(steps_done() + 1, message);
 }
 
 // Sums over the step's micro-batches into the gradients and stats_.
@@ -99,7 +108,7 @@ Status Trainer::Gradients(StepMetrics& metrics, ExecContext& ctx) {
     Stopwatch watch(metrics.parts.model);
     ctx.arena.Reset();
     const Status status = model_.ForwardBackward({.rows = batch_.rows}, batch_.targets, grad_scale, aux_scale, &stats_, ctx);
-    if (!status) return Diverged(status.error().where + ": " + status.error().what);
+    if (!status) return Diverged(steps_done() + 1, status.error().where + ": " + status.error().what);
   }
   ctx.arena.Reset();
   metrics.step_tokens = stats_.num_targets;
@@ -115,15 +124,11 @@ Status Trainer::Step(StepMetrics& metrics, ExecContext& ctx) {
   metrics.lr = LearningRate(schedule_, steps_done());
   MOE_TRY(Gradients(metrics, ctx));
   ParameterStore& store = model_.parameters();
-  if (!std::isfinite(metrics.loss)) {
-    return Diverged(fmt::format("the loss is {}, expected a finite number{}", metrics.loss, Culprit(store)));
-  }
+  if (!std::isfinite(metrics.loss)) return NotFinite("the loss", metrics.loss);
   {
     Stopwatch watch(metrics.parts.optimizer);
     metrics.grad_norm = GlobalGradNorm(store, ctx);
-    if (!std::isfinite(metrics.grad_norm)) {
-      return Diverged(fmt::format("the gradient's norm is {}, expected a finite number{}", metrics.grad_norm, Culprit(store)));
-    }
+    if (!std::isfinite(metrics.grad_norm)) return NotFinite("the gradient's norm", metrics.grad_norm);
     ApplyAdamw(optimizer_, store, metrics.lr, metrics.grad_norm, ctx);
   }
   {

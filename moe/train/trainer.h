@@ -12,6 +12,10 @@
 
 namespace moe {
 
+// What is wrong with weights that no training can go on from: one is not finite, or a tensor has grown absurdly. Empty:
+// nothing.
+std::string RuinedWeights(const ParameterStore& store);
+
 class Trainer {
  public:
   // `model` has been made for training, `corpus` holds tokens of its vocabulary; both outlive this. token_bytes [V]. The
@@ -25,6 +29,9 @@ class Trainer {
   // router not finite) names the step, the place and what to try, and leaves weights and moments as they were.
   Status Step(StepMetrics& metrics, ExecContext& ctx);
 
+  // The error of a run whose numbers have gone wrong in that step: `what`, and what to try.
+  tl::unexpected<Error> Diverged(int64_t step, const std::string& what) const;
+
   int64_t steps_done() const { return optimizer_.steps_done; }
   void set_steps(int64_t steps);  // of the schedule, after calibration
   Model& model() { return model_; }
@@ -33,7 +40,7 @@ class Trainer {
 
  private:
   Status Gradients(StepMetrics& metrics, ExecContext& ctx);
-  tl::unexpected<Error> Diverged(const std::string& what) const;
+  tl::unexpected<Error> NotFinite(const std::string& what, double value) const;
 
   TrainRecipe recipe_;
   std::vector<int32_t> token_bytes_;

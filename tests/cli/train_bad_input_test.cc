@@ -77,6 +77,26 @@ TEST_F(TrainBadInput, Flags) {
   ExpectFails(Train({"--set", "train.lr"}), 2, "--set", "got train.lr, expected key=value");
   ExpectFails(Train({"--set", "train.rl=1"}), 2, "--set", "the nearest is train.lr");
   ExpectFails(Train({"--set", "train.lr=-1"}), 2, "--set train.lr", "got -1, expected a number above 0");
+  const std::vector<std::tuple<const char*, const char*, const char*>> sets = {
+      {"model.capacity_factor=0", "--set model.capacity_factor", "got 0, expected a number above 0"},
+      {"model.capacity_factor=-1", "--set model.capacity_factor", "got -1, expected a number above 0"},
+      {"model.top_k=0", "--set model.top_k", "got 0, expected a whole number in 1.."},
+      {"model.top_k=5", "--set model.top_k", "got 5, expected at most model.experts 4"},
+      {"model.experts=0", "--set model.experts", "got 0, expected 1 or more"},
+      {"model.head_width=3", "--set model.head_width", "got 3, expected an even number"},
+      {"model.kv_heads=3", "--set model.kv_heads", "got 3, expected a divisor of model.heads 2"},
+      {"model.heads=3", "--set model.heads", "got 3, expected a divisor of model.hidden 32"},
+      {"model.ffn_width=8", "--set model.ffn_width", "expected no such key: no layer is dense"},
+      {"train.batch_tokens=100", "--set train.batch_tokens", "got 100, expected a multiple of the context 16"},
+      {"train.warmup=1.5", "--set train.warmup", "got 1.5, expected whole steps"},
+      {"train.min_lr=1", "--set train.min_lr", "got 1, expected at most train.lr 0.01"}};
+  for (const auto& [set, where, part] : sets) ExpectFails(Train({"--set", set}), 2, where, part);
+  // the flag is what is wrong, also where the key that no longer fits stands in the file
+  ExpectFails(Train({"--set", "model.experts=1"}), 2, fmt::format("{}:8 model.top_k", dir_ / "r.toml"),
+              "at most model.experts 1");
+  ExpectFails(Train({"--set", "model.ffn=dense"}), 2, fmt::format("{}:7 model.experts", dir_ / "r.toml"), "no such key");
+  ExpectFails(Train({"--set", "train.steps="}), 2, Recipe("train.steps"), "got nothing, expected train.steps or train.minutes");
+  ExpectFails(Train({"--set", "model.expert_width=20"}), 2, dir_ / "r.toml: layer 0: expert_width", "multiple of 16");
   ExpectFails(Train({"--minutes", "0"}), 2, "--minutes", "got 0, expected a number above 0");
   ExpectFails(Train({"--minutes", "nan"}), 2, "--minutes", "expected");
   ExpectFails(Train({"--dtype", "f16"}), 2, "--dtype", "expected \"f32\" or \"bf16\"");
@@ -84,6 +104,27 @@ TEST_F(TrainBadInput, Flags) {
   ExpectFails(RunMoe({"train"}), 2, "RECIPE", "got nothing, expected a recipe");
   ExpectFails(RunMoe({"train", "--resume"}), 2, "--out", "got nothing, expected the folder of the run");
   ExpectNothingWritten();
+}
+
+// What a run writes down as its recipe holds no value that only follows from others.
+TEST_F(TrainBadInput, ChangesToARunsOwnRecipe) {
+  ASSERT_EQ(Train({"--set", "train.micro_batch_tokens="}).exit_code, 0);
+  const std::string own = dir_ / "run/recipe.toml";
+  ExpectFails(Train({"--resume", "--set", "train.micro_batch_tokens=", "train.lr=1e-4"}), 1, Recipe("train.lr"),
+              "got 0.0001, expected 0.01: the run in ");
+  ExpectFails(RunMoe({"train", "--resume", "--out", dir_ / "run", "--set", "train.lr=1e-4"}), 1, own + " train.lr",
+              "the run in " + dir_ / "run" + " was begun with it; --out names another");
+  const RunResult again = RunMoe({"train", own, "--out", dir_ / "again", "--threads", "1", "--set", "train.lr=1e-4",
+                                  "train.batch_tokens=32", "model.heads=4"});
+  ASSERT_EQ(again.exit_code, 0) << again.err;
+  const auto recipe = LoadRecipe(dir_ / "again/recipe.toml");
+  ASSERT_TRUE(recipe);
+  EXPECT_EQ(recipe->train.min_lr, 1e-4 / 10);
+  EXPECT_EQ(recipe->train.micro_batch_tokens, 32);
+  EXPECT_EQ(recipe->model.kv_heads, 4);
+  EXPECT_EQ(recipe->model.head_width, 8);
+  ASSERT_EQ(RunMoe({"train", own, "--out", dir_ / "same", "--threads", "1"}).exit_code, 0);
+  EXPECT_TRUE(ReadFile(dir_ / "same/model.safetensors") == ReadFile(dir_ / "run/model.safetensors"));
 }
 
 TEST_F(TrainBadInput, Folders) {
@@ -97,6 +138,48 @@ TEST_F(TrainBadInput, Folders) {
   const std::string model = ReadFile(dir_ / "run/model.safetensors");
   ExpectFails(Train(), 1, dir_ / "run", "already holds a run (train_state), expected a new or empty folder; --resume goes on");
   EXPECT_TRUE(ReadFile(dir_ / "run/model.safetensors") == model);
+}
+
+TEST_F(TrainBadInput, FoldersThatHoldWhatARunWrites) {
+  for (const std::string name : {"recipe.toml", "tokenizer.json", "tokenizer_config.json", "metrics.jsonl", "config.json",
+                                 "model.safetensors", "train_state.previous", "best/mine"}) {
+    const fs::path file = dir_.path() / ("has-" + name.substr(0, 4)) / name;
+    fs::remove_all(dir_ / ("has-" + name.substr(0, 4)));
+    fs::create_directories(file.parent_path());
+    WriteFile(file, name == "recipe.toml" ? kTinyRecipe : "mine");
+    const std::string folder = dir_ / ("has-" + name.substr(0, 4)), held = name == "best/mine" ? "best" : name;
+    ExpectFails(RunMoe({"train", dir_ / "r.toml", "--out", folder}), 1, folder, held);
+    EXPECT_EQ(ReadFile(file), name == "recipe.toml" ? kTinyRecipe : "mine");
+    fs::remove(file);
+    EXPECT_TRUE(fs::is_empty(file.parent_path())) << name;
+  }
+  // a recipe in its own folder, also one that an earlier run wrote
+  ASSERT_EQ(Train().exit_code, 0);
+  fs::create_directory(dir_ / "own");
+  fs::copy(dir_ / "run/recipe.toml", dir_ / "own/recipe.toml");
+  const std::string recipe = ReadFile(dir_ / "own/recipe.toml");
+  ExpectFails(RunMoe({"train", dir_ / "own/recipe.toml", "--out", dir_ / "own"}), 1, dir_ / "own", "already holds recipe.toml");
+  EXPECT_EQ(ReadFile(dir_ / "own/recipe.toml"), recipe);
+}
+
+// The same command begins again what was killed before its first checkpoint; another does not write over it.
+TEST_F(TrainBadInput, FoldersOfARunThatNeverGotToACheckpoint) {
+  ASSERT_EQ(Train().exit_code, 0);
+  const std::string model = ReadFile(dir_ / "run/model.safetensors");
+  const std::vector<std::string> by_then = {"metrics.jsonl", "recipe.toml", "tokenizer.json", "tokenizer_config.json"};
+  for (size_t count = 0; count <= by_then.size(); ++count) {  // in the order of writing
+    const std::string folder = dir_ / fmt::format("killed{}", count);
+    fs::create_directory(folder);
+    for (size_t i = 0; i < count; ++i) fs::copy(dir_ / "run/" + by_then[i], folder + "/" + by_then[i]);
+    if (count > 0) WriteFile(folder + "/metrics.jsonl", "");
+    if (count == by_then.size()) {
+      ExpectFails(RunMoe({"train", dir_ / "r.toml", "--out", folder, "--set", "train.lr=0.5"}), 1, folder,
+                  "already holds recipe.toml");
+    }
+    const RunResult again = RunMoe({"train", dir_ / "r.toml", "--out", folder, "--threads", "1"});
+    EXPECT_EQ(again.exit_code, 0) << again.err;
+    EXPECT_TRUE(ReadFile(folder + "/model.safetensors") == model);
+  }
 }
 
 // Writes train_state anew, its tensors changed by `change`, checksums and all.

@@ -162,7 +162,7 @@ TEST_F(RunTest, RefusesAFolderThatHoldsARun) {
   EXPECT_TRUE(test::ReadFile(Folder("a") + "/train_state") == before);
   std::filesystem::create_directory(Folder("model"));
   test::WriteFile(Folder("model") + "/model.safetensors", "mine");
-  ExpectError(Run("model"), Folder("model"), "already holds a run (model.safetensors)");
+  ExpectError(Run("model"), Folder("model"), "already holds model.safetensors, which a run writes");
   EXPECT_EQ(test::ReadFile(Folder("model") + "/model.safetensors"), "mine");
 }
 
