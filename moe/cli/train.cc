@@ -1,5 +1,7 @@
 // moe train: a recipe and text in, a model folder out.
 
+#include <errno.h>  // program_invocation_name
+
 #include <CLI/CLI.hpp>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -94,7 +96,9 @@ class Screen {
 
   void Validation(const StepMetrics& metrics, const ValidationMetrics& validation) {
     evaluation_s_ = validation.seconds;
-    line_.Print(fmt::format("step {:>6}  validation {:.4f} nats/token, {:.4f} bits/byte{}", metrics.step, validation.loss,
+    const std::string trained = loss_.weight > 0 ? fmt::format("loss {:.3f}  ", loss_.value()) : "";
+    line_.Print(fmt::format("step {:>6}  {} tokens, {}  {}validation {:.4f} nats/token, {:.4f} bits/byte{}", metrics.step,
+                            Count(metrics.tokens), FormatSeconds(metrics.seconds), trained, validation.loss,
                             validation.bits_per_byte, validation.is_best ? "  (best so far)" : ""));
   }
 
@@ -108,9 +112,9 @@ class Screen {
     const double evaluations = every > 0 ? static_cast<double>(left) / static_cast<double>(every) : 0;
     const double eta = static_cast<double>(left) * step_s_.value() + evaluations * evaluation_s_;
     const double tokens_per_s = static_cast<double>(info_.train.batch_tokens) / step_s_.value();
-    return fmt::format("{} step {}/{}  loss {:.3f}  {:.3f} bits/byte  {}  {} left{}", ProgressBar(share, 10), metrics.step,
-                       metrics.steps, loss_.value(), bits_.value(), FormatRate(tokens_per_s, " tokens"), FormatSeconds(eta),
-                       LoadText(metrics));
+    return fmt::format("{} step {}/{}  {} tokens, {}  loss {:.3f}  {:.3f} bits/byte  {} left{}", ProgressBar(share, 8),
+                       metrics.step, metrics.steps, Count(metrics.tokens), FormatRate(tokens_per_s, ""), loss_.value(),
+                       bits_.value(), FormatSeconds(eta), LoadText(metrics));
   }
 
   // Of the layer whose load is the least even.
@@ -139,12 +143,24 @@ int64_t MemoryNeeded(const RunInfo& info) {
   return TrainingMemory(info.model, info.train.dtype, info.train.micro_batch_tokens).total();
 }
 
+// A word as shells read it, quoted where it must be.
+std::string ShellWord(const std::string& word) {
+  const bool plain = !word.empty() && word.find_first_not_of(
+                                          "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+                                          "_-./+,:=@%") == std::string::npos;
+  if (plain) return word;
+  std::string quoted = "'";
+  for (const char c : word) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return quoted + "'";
+}
+
 std::string Summary(const RunSummary& summary, const RunInfo& info) {
   const std::string& folder = info.folder;
+  const std::string program = ShellWord(program_invocation_name);  // as it was called
   std::string text;
   if (summary.interrupted) {
-    return fmt::format("stopped after step {} of {}; nothing is lost, this goes on: moe train --resume --out {}\n",
-                       summary.step, summary.steps, folder);
+    return fmt::format("stopped after step {} of {}; nothing is lost, this goes on: {} train --resume --out {}\n", summary.step,
+                       summary.steps, program, ShellWord(folder));
   }
   text =
       fmt::format("done        {} steps, {} tokens in {}: {}\n", summary.steps, Count(summary.tokens),
@@ -155,7 +171,7 @@ std::string Summary(const RunSummary& summary, const RunInfo& info) {
     text += fmt::format("best        {:.4f} bits/byte on the validation text after step {}: {}\n", summary.best_bits_per_byte,
                         summary.best_step, (std::filesystem::path(folder) / "best").string());
   }
-  return text + fmt::format("last        {}   (moe generate --model {} --prompt \"...\")\n", folder, folder);
+  return text + fmt::format("last        {}   ({} generate --model {} --prompt \"...\")\n", folder, program, ShellWord(folder));
 }
 
 nlohmann::json ToJson(const RunSummary& summary, const RunInfo& info, const RunContext& run) {
@@ -235,11 +251,9 @@ int RunTrain(int argc, char** argv) {
   RecipeOverrides& overrides = run.overrides;
   CLI::App app(
       "Trains a model as a recipe says. The folder gets the model (config.json, model.safetensors, tokenizer.json), the best "
-      "one "
-      "so far (best/), every key of the recipe (recipe.toml), one line per step (metrics.jsonl) and checkpoints "
-      "(train_state).\n"
-      "Ctrl-C stops after the step and saves; --resume goes on as if nothing had happened, bit for bit. Exit code 130: "
-      "stopped.",
+      "one so far (best/), every key of the recipe (recipe.toml), one line per step (metrics.jsonl) and checkpoints "
+      "(train_state).\nCtrl-C stops after the step and saves; --resume goes on as if nothing had happened, bit for bit. "
+      "Exit code 130: stopped.",
       "moe train");
   app.add_option("RECIPE", run.recipe, "Recipe in TOML (recipes/README.md lists the keys); with --resume it may be left out")
       ->type_name("FILE");

@@ -2,9 +2,13 @@
 
 #include <signal.h>
 
+#include <cmath>
 #include <nlohmann/json.hpp>
+#include <regex>
 #include <tuple>
 
+#include "moe/files/tokenizer.h"
+#include "moe/model/evaluate.h"
 #include "tests/cli/run_moe.h"
 #include "tests/train/tiny_run.h"
 
@@ -44,6 +48,12 @@ TEST_F(TrainCommand, TrainsAndSaysSo) {
        {"4 experts of width 16, 2 per token", "step 12/12", "max/mean", "validation", "best", "moe generate"}) {
     EXPECT_NE(result.out.find(part), std::string::npos) << part << " in\n" << result.out;
   }
+  // both losses beside tokens and seconds
+  const std::regex line(
+      "\nstep      4  256 tokens, [0-9.]+ m?u?s  loss [0-9.]+  validation [0-9.]+ nats/token, [0-9.]+ bits/byte");
+  EXPECT_TRUE(std::regex_search(result.out, line)) << result.out;
+  const size_t last = result.out.find("step 12/12  768 tokens, ");
+  ASSERT_NE(last, std::string::npos) << result.out;
   EXPECT_EQ(result.out.find('\r'), std::string::npos);  // plain lines where there is no terminal
   for (const char* name :
        {"config.json", "model.safetensors", "tokenizer.json", "train_state", "metrics.jsonl", "recipe.toml"}) {
@@ -111,7 +121,7 @@ TEST_F(TrainCommand, ThreadsChangeNothing) {
 TEST_F(TrainCommand, InterruptSavesAndSaysHowToGoOn) {
   ASSERT_EQ(Train("whole", {"--set", "train.steps=400", "train.checkpoint_every=0", "train.eval_every=0"}).exit_code, 0);
   for (const int signal : {SIGINT, SIGTERM}) {
-    const std::string name = "stopped" + std::to_string(signal);
+    const std::string name = "it's stopped" + std::to_string(signal);
     std::vector<std::string> command =
         Arguments(name, {"--set", "train.steps=400", "train.checkpoint_every=0", "train.eval_every=0"});
     command.insert(command.begin(), MOE_BINARY);
@@ -121,7 +131,8 @@ TEST_F(TrainCommand, InterruptSavesAndSaysHowToGoOn) {
     const RunResult result = process.Wait();
     EXPECT_EQ(result.exit_code, 130) << result.out;
     EXPECT_EQ(result.err, "");
-    const std::string how = "moe train --resume --out " + (dir_ / name);
+    const std::string how =
+        fmt::format("{} train --resume --out '{}'\n", MOE_BINARY, dir_ / fmt::format("it'\\''s stopped{}", signal));
     EXPECT_NE(result.out.find("nothing is lost, this goes on: " + how), std::string::npos) << result.out;
     const RunResult resumed = RunMoe({"train", "--resume", "--out", dir_ / name, "--threads", "1"});  // as it was told
     ASSERT_EQ(resumed.exit_code, 0) << resumed.err;
@@ -158,13 +169,47 @@ TEST_F(TrainCommand, AFullDiskInTheMiddleOfACheckpointKeepsTheOneBefore) {
   ExpectSameRun(dir_ / "b", dir_ / "whole");
 }
 
+// What the last checkpoint in `folder` is worth: its step, and its loss on the validation text.
+std::pair<int64_t, double> StepAndLossOfCheckpoint(const TempDir& dir, const std::string& folder) {
+  ThreadPool pool(1);
+  Arena arena;
+  ExecContext ctx{pool, arena, **SelectKernelTable()};
+  const auto opened = OpenTrainState(folder);
+  const auto tokenizer = Tokenizer::Load(folder);
+  if (!opened || !tokenizer) return {-1, NAN};
+  const auto recipe = ParseRecipe(opened->state.recipe, "recipe", folder);
+  const auto config = MakeModelConfig(*recipe, tokenizer->vocab_size(), tokenizer->bos_id(), tokenizer->eos_id(), "recipe");
+  Model model(*config, DType::kF32, /*training=*/true);
+  Optimizer optimizer;
+  optimizer.Reset(model.parameters());
+  if (!ReadTrainState(*opened, model.parameters(), optimizer)) return {-1, NAN};
+  model.Repack(ctx);
+  const std::string text = ReadFile(dir / "valid.txt");
+  const std::vector<int32_t> tokens = tokenizer->Encode(text);
+  const std::vector<Document> documents = {{tokens, std::ssize(text)}};
+  const auto evaluation = Evaluate(model, documents, {.batch = 4}, ctx);
+  return {opened->state.step, evaluation ? evaluation->loss() : NAN};
+}
+
 TEST_F(TrainCommand, ALossThatIsNotANumberStops) {
-  const RunResult result = Train(
-      "a", {"--set", "train.lr=1e30", "train.clip=0", "train.warmup=0", "train.checkpoint_every=1", "train.eval_every=0"});
-  ExpectStops(result, "step ", "layer");
-  EXPECT_NE(result.err.find("try a lower train.lr"), std::string::npos) << result.err;
-  EXPECT_NE(result.err.find("is good"), std::string::npos) << result.err;
-  EXPECT_TRUE(std::filesystem::exists(dir_ / "a/train_state"));
+  const double uniform = std::log(static_cast<double>(Tokenizer::Bytes().vocab_size()));
+  for (const char* evaluate : {"train.eval_every=0", "train.eval_every=1"}) {
+    for (const char* checkpoint : {"train.checkpoint_every=0", "train.checkpoint_every=1"}) {
+      SCOPED_TRACE(std::string(evaluate) + " " + checkpoint);
+      const std::string name = fmt::format("a{}{}", evaluate, checkpoint);
+      const RunResult result = Train(name, {"--set", "train.lr=1e30", "train.clip=0", "train.warmup=0", checkpoint, evaluate});
+      ExpectStops(result, "step ", "try a lower train.lr (now 1e+30)");
+      EXPECT_NE(
+          result.err.find("in a run begun anew with another --out; the checkpoint of step 0 in " + dir_ / name + " is good"),
+          std::string::npos)
+          << result.err;
+      EXPECT_EQ(result.err.find("nan"), std::string::npos) << result.err;
+      const auto [step, loss] = StepAndLossOfCheckpoint(dir_, dir_ / name);
+      EXPECT_EQ(step, 0);
+      EXPECT_LT(loss, 1.2 * uniform);  // as weights that have seen nothing; those after the step give NaN
+      EXPECT_FALSE(std::filesystem::exists(dir_ / name + "/best"));
+    }
+  }
 }
 
 TEST_F(TrainCommand, ADamagedCheckpointIsSaidAndPassedOver) {
