@@ -33,12 +33,12 @@ inline void KillAndResume(int num_kills, double max_wait_s, int threads, const s
       all.insert(all.begin(), MOE_BINARY);
       Subprocess process(all);
       const bool alive = kills >= num_kills || process.WaitFor(rng.Uniform() * max_wait_s);
-      if (alive && kills < num_kills) {
-        process.Signal(SIGKILL);
-        ++kills;
-      }
+      if (alive && kills < num_kills) process.Signal(SIGKILL);
       const RunResult result = process.Wait();
-      if (result.signal == SIGKILL) continue;
+      if (result.signal == SIGKILL) {  // it hit: the run had not ended by itself
+        ++kills;
+        continue;
+      }
       ASSERT_EQ(result.exit_code, 0) << result.err;
       break;
     }
