@@ -30,7 +30,7 @@ train_moe() {
 }
 
 train_dense() {
-  "$moe" train recipes/demo-dense.toml --out "$folder/dense" --json "$folder/dense-train.json" \
+  "$moe" train recipes/demo.toml --set model.ffn=dense-active --out "$folder/dense" --json "$folder/dense-train.json" \
     --set train.minutes= --set "train.steps=$(json "$folder/moe-train.json" steps)"
   echo
   scripts/demo_report.py losses "$folder"
@@ -51,6 +51,7 @@ generate() {
 
 sweep() {
   "$moe" sweep --model "$folder/moe" --json "$folder/sweep.json" | tee "$folder/sweep.txt"
+  scripts/plot_sweep.py "$folder/sweep.json" "$folder/sweep.svg"
 }
 
 [[ $run -eq 1 ]] || echo "this run goes to $folder; earlier ones stay where they are"

@@ -76,7 +76,7 @@ def summary(folder):
     shown = (("moe/", "the MoE: config.json, model.safetensors, tokenizer.json, metrics.jsonl; best/ is its best state"),
              ("dense/", "its dense twin of equal active parameters, the same"),
              ("moe-eval.json, dense-eval.json", "held-out novel, expert load of every layer"),
-             ("paragraph.txt", "what the MoE wrote"), ("sweep.txt, sweep.json", "speed at every batch size"))
+             ("paragraph.txt", "what the MoE wrote"), ("sweep.txt, .json, .svg", "speed at every batch size; the picture opens in a browser"))
     lines += [f"  {folder}/{name:<31} {what}" for name, what in shown]
     lines += ["", "Next:", f"  build/release/bin/moe generate --model {folder}/moe/best --prompt 'She had always'",
               f"  build/release/bin/moe sweep --model {folder}/moe --batches 1,2,4,8 --dtype f32"]

@@ -286,23 +286,7 @@ TEST(Recipe, TheOnesThatComeWithItAreGood) {
     const auto config = MakeModelConfig(*recipe, recipe->tokenizer.vocab_size, 1, 2, entry.path().string());
     EXPECT_TRUE(config) << config.error().Message();
   }
-  EXPECT_GE(count, 3);
-}
-
-TEST(Recipe, TheDenseDemoIsTheTwinOfTheDemo) {
-  const std::string folder = std::string(MOE_SOURCE_DIR) + "/recipes/";
-  const auto twin = LoadRecipe(folder + "demo.toml", {.sets = {"model.ffn=dense-active"}}),
-             dense = LoadRecipe(folder + "demo-dense.toml");
-  ASSERT_TRUE(twin && dense);
-  const auto a = MakeModelConfig(*twin, 1024, 1, 2, ""), b = MakeModelConfig(*dense, 1024, 1, 2, "");
-  ASSERT_TRUE(a && b);
-  EXPECT_EQ(a->layers.size(), b->layers.size());
-  EXPECT_EQ(a->layers[0].ffn_width, b->layers[0].ffn_width);
-  EXPECT_EQ(CountParameters(*a).total, CountParameters(*b).total);
-  for (const char* key : {"train.batch_tokens", "train.lr", "train.seed", "train.dtype", "train.context", "train.eval_tokens",
-                          "tokenizer.vocab_size", "data.files"}) {
-    EXPECT_EQ(ValueOf(*twin, key), ValueOf(*dense, key)) << key;
-  }
+  EXPECT_GE(count, 2);
 }
 
 TEST(Recipe, TheReadmeListsEveryKey) {
