@@ -366,6 +366,11 @@ Result<Recipe> ParseRecipe(std::string_view text, const std::string& where, cons
   };
   replace(overrides.data, recipe.data.files);
   replace(overrides.validation, recipe.data.validation);
+  if (!overrides.data.empty() && overrides.validation.empty()) {
+    if (!flagged.contains("data.validation")) recipe.data.validation.clear();
+    const bool chosen = flagged.contains("data.validation_share") || recipe.data.validation_share > 0;
+    if (recipe.data.validation.empty() && !chosen) recipe.data.validation_share = kCutShare;
+  }
   if (!overrides.dtype.empty()) {
     const toml::value<std::string> value(overrides.dtype);
     MOE_TRY(Reader::Read(Given{&value, "--dtype", true}, recipe.train.dtype, kDTypeChoices));
@@ -377,6 +382,13 @@ Result<Recipe> ParseRecipe(std::string_view text, const std::string& where, cons
 }
 
 Result<Recipe> LoadRecipe(const std::string& path, const RecipeOverrides& overrides) {
+  constexpr uintmax_t kMostBytes = 1'000'000;
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (fs::is_character_file(status) || fs::is_block_file(status)) return Err(path, "got a device, expected a recipe");
+  if (fs::is_regular_file(status) && fs::file_size(path, error) > kMostBytes) {
+    return Err(path, "got {} bytes, expected a recipe, which has at most {}", fs::file_size(path, error), kMostBytes);
+  }
   MOE_TRY(const std::string text, ReadFile(path));
   return ParseRecipe(text, path, fs::path(path).parent_path().string(), overrides);
 }

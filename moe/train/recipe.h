@@ -52,6 +52,7 @@ struct TokenizerRecipe {
 // [data] Paths in a recipe are relative to the recipe's folder; after loading they are absolute.
 struct DataRecipe {
   std::vector<std::string> files, validation;
+  double validation_share = 0;  // of every file, cut out of the training text; scored where `validation` is empty
 };
 
 // [train]
@@ -83,6 +84,9 @@ struct Recipe {
 
 // What a command line changes: `sets` are "key=value" with dotted keys, the value as in TOML (a bare word is a string; an empty
 // value takes the recipe's key away); the lists replace the recipe's where not empty (paths relative to the working folder).
+// Data without validation takes the recipe's validation away too, and sets validation_share to kCutShare, unless `sets` name
+// them.
+inline constexpr double kCutShare = 0.03;
 struct RecipeOverrides {
   std::vector<std::string> sets;
   std::vector<std::string> data, validation;

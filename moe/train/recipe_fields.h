@@ -75,6 +75,7 @@ void VisitRecipe(RecipeT& r, Visitor&& visit) {
   visit("tokenizer.file", r.tokenizer.file, nullptr);
   visit("data.files", r.data.files, nullptr);
   visit("data.validation", r.data.validation, nullptr);
+  visit("data.validation_share", r.data.validation_share, NumberRange{0, 0.5});
   visit("train.steps", r.train.steps, kCount);
   visit("train.minutes", r.train.minutes, kPositive);
   visit("train.batch_tokens", r.train.batch_tokens, WholeRange{1, 1 << 30});

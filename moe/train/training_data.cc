@@ -1,6 +1,8 @@
 #include "moe/train/training_data.h"
 
 #include <algorithm>
+#include <filesystem>
+#include <iterator>
 
 #include "moe/files/bpe_train.h"
 #include "moe/files/text_file.h"
@@ -33,7 +35,52 @@ int64_t BytesOf(std::span<const int32_t> tokens, std::span<const int32_t> token_
   return bytes;
 }
 
+// As ReadTextFiles, but of files that end.
+Result<std::vector<std::string>> ReadTexts(const std::vector<std::string>& paths) {
+  for (const std::string& path : paths) {
+    std::error_code error;
+    const std::filesystem::file_status status = std::filesystem::status(path, error);
+    if (is_character_file(status) || is_block_file(status)) return Err(path, "got a device, expected a text file");
+    if (!exists(status) && path.find("/debian-prose-1/") != std::string::npos) {
+      return Err(path, "cannot open: No such file or directory; scripts/corpus.py builds it");
+    }
+  }
+  return ReadTextFiles(paths);
+}
+
+// Where a passage may begin or end: after a line end among the `near` bytes that follow, or else before a code point.
+size_t CutNear(std::string_view text, size_t at, size_t near) {
+  if (at == 0 || at >= text.size()) return std::min(at, text.size());
+  const size_t line_end = text.substr(at - 1, near).find('\n');
+  if (line_end != std::string_view::npos) return at + line_end;
+  while (at < text.size() && (static_cast<unsigned char>(text[at]) & 0xc0) == 0x80) ++at;
+  return at;
+}
+
 }  // namespace
+
+CutText CutPassages(std::string_view text, double share) {
+  constexpr double kPassageBytes = 4000, kSmallPassageBytes = 500, kFewPassages = 4, kLeastBytes = 16;
+  const double bytes = share * static_cast<double>(text.size());
+  CutText out;
+  size_t kept = 0;  // all before is in a list
+  if (bytes >= kLeastBytes) {
+    const auto count =
+        static_cast<size_t>(std::max({1.0, std::min(kFewPassages, bytes / kSmallPassageBytes), bytes / kPassageBytes}));
+    const auto length = static_cast<size_t>(bytes / static_cast<double>(count));
+    for (size_t i = 0; i < count; ++i) {
+      const size_t middle = text.size() / count * i + text.size() / count / 2;
+      const size_t begin = std::max(kept, CutNear(text, middle - std::min(middle, length / 2), length / 4));
+      const size_t end = std::max(begin, CutNear(text, begin + length, length / 4));
+      if (begin == end) continue;
+      if (begin > kept) out.rest.emplace_back(text.substr(kept, begin - kept));
+      out.passages.emplace_back(text.substr(begin, end - begin));
+      kept = end;
+    }
+  }
+  if (kept < text.size()) out.rest.emplace_back(text.substr(kept));
+  return out;
+}
 
 int64_t TrainingData::validation_tokens() const {
   int64_t tokens = 0;
@@ -71,12 +118,27 @@ Result<TrainingData> LoadTrainingData(const Recipe& recipe, const std::string& w
   const DataRecipe& data = recipe.data;
   if (data.files.empty()) return Err(where + " data.files", "got no file, expected training text (also: --data FILE)");
   for (const std::string& path : data.validation) {
-    if (std::ranges::find(data.files, path) != data.files.end()) {
+    const auto same = [&](const std::string& file) {  // also by a link
+      std::error_code error;
+      return file == path || std::filesystem::equivalent(file, path, error);
+    };
+    if (std::ranges::any_of(data.files, same)) {
       return Err(where + " data.validation", "got {}, expected text that is not among data.files too", path);
     }
   }
-  MOE_TRY(std::vector<std::string> texts, ReadTextFiles(data.files));
-  MOE_TRY(const std::vector<std::string> validation_texts, ReadTextFiles(data.validation));
+  MOE_TRY(std::vector<std::string> texts, ReadTexts(data.files));
+  MOE_TRY(std::vector<std::string> validation_texts, ReadTexts(data.validation));
+  if (data.validation_share > 0) {
+    std::vector<std::string> rest, passages;
+    for (std::string& text : texts) {
+      CutText cut = CutPassages(text, data.validation_share);
+      std::ranges::move(cut.rest, std::back_inserter(rest));
+      std::ranges::move(cut.passages, std::back_inserter(passages));
+      text = {};
+    }
+    texts = std::move(rest);
+    if (data.validation.empty()) validation_texts = std::move(passages);
+  }
   MOE_TRY(Tokenizer tokenizer,
           tokenizer_path.empty() ? MakeTokenizer(recipe.tokenizer, texts, where, on_note) : Tokenizer::Load(tokenizer_path));
   if (tokenizer.bos_id() < 0) {
@@ -94,6 +156,14 @@ Result<TrainingData> LoadTrainingData(const Recipe& recipe, const std::string& w
     return Err(data.files.front(), "got {} tokens of training text in {}, expected at least one window of train.context {}",
                out.train.num_tokens, data.files.size() == 1 ? "it" : fmt::format("{} files", data.files.size()),
                recipe.train.context);
+  }
+  if (data.validation_share > 0 && data.validation.empty() && on_note) {
+    on_note(out.validation.num_tokens == 0
+                ? std::string("no validation: the text is too short to cut some out of it; --validation names another")
+                : fmt::format("validating on {:.1f} % of the text in {} passages, cut out of it; --validation names other text",
+                              100.0 * static_cast<double>(out.validation.num_bytes) /
+                                  static_cast<double>(out.validation.num_bytes + out.train.num_bytes),
+                              out.validation.documents.size()));
   }
   out.validation_documents = SpreadWindows(out.validation, out.token_bytes, recipe.model.context, recipe.train.eval_tokens);
   return out;

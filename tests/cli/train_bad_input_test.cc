@@ -43,6 +43,23 @@ TEST_F(TrainBadInput, DataFiles) {
   ExpectNothingWritten();
 }
 
+TEST_F(TrainBadInput, DevicesAndLinks) {
+  const RunResult device = Train({"--data", "/dev/zero"});
+  ExpectFails(device, 1, "/dev/zero", "got a device, expected a text file");
+  ExpectFails(RunMoe({"train", "/dev/null", "--out", dir_ / "run"}), 1, "/dev/null", "got a device, expected a recipe");
+  WriteFile(dir_ / "large.toml", std::string(1'000'001, '\n'));
+  ExpectFails(RunMoe({"train", dir_ / "large.toml", "--out", dir_ / "run"}), 1, dir_ / "large.toml",
+              "got 1000001 bytes, expected");
+  fs::create_symlink(dir_ / "train.txt", dir_ / "symlink");
+  fs::create_hard_link(dir_ / "train.txt", dir_ / "hardlink");
+  for (const char* link : {"symlink", "hardlink"}) {
+    ExpectFails(Train({"--validation", dir_ / link}), 1, Recipe("data.validation"), "not among data.files too");
+  }
+  const std::string corpus = dir_ / "debian-prose-1/train.txt";
+  ExpectFails(Train({"--data", corpus}), 1, corpus, "No such file or directory; scripts/corpus.py builds it");
+  ExpectNothingWritten();
+}
+
 TEST_F(TrainBadInput, Recipes) {
   const auto with = [&](const std::string& from, const std::string& to) {
     std::string text = kTinyRecipe;

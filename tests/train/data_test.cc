@@ -6,6 +6,7 @@
 #include <map>
 
 #include "moe/files/bpe_train.h"
+#include "moe/files/utf8.h"
 #include "moe/train/training_data.h"
 #include "testing/random.h"
 
@@ -160,6 +161,40 @@ TEST(SpreadWindows, AreWindowsOfTheWholeEvaluation) {
     EXPECT_EQ(in_document % 16, 0);
   }
   EXPECT_EQ(SpreadWindows(corpus, two_bytes_each, 16, 1).size(), 1u);
+}
+
+TEST(CutPassages, KeepEveryByteInOrderAndCodePointsWhole) {
+  std::string lines, letters;
+  while (lines.size() < 300'000) lines += "a line of some words\n";
+  while (letters.size() < 300'000) letters += "\u00e9";  // no line ends
+  for (const std::string& text : {lines, letters, lines.substr(0, 2000), std::string("short"), std::string()}) {
+    for (const double share : {0.03, 0.2, 0.5}) {
+      const CutText cut = CutPassages(text, share);
+      size_t at = 0, passage = 0, cut_bytes = 0;
+      for (size_t i = 0; i < cut.rest.size() || passage < cut.passages.size();) {  // they take turns
+        const auto is_next = [&](const std::string& part) { return text.compare(at, part.size(), part) == 0; };
+        if (i < cut.rest.size() && i <= passage) {
+          EXPECT_TRUE(is_next(cut.rest[i]));
+          at += cut.rest[i++].size();
+        } else {
+          ASSERT_LT(passage, cut.passages.size());
+          EXPECT_TRUE(is_next(cut.passages[passage]));
+          EXPECT_EQ(ValidUtf8Prefix(cut.passages[passage]), cut.passages[passage].size());
+          cut_bytes += cut.passages[passage].size();
+          at += cut.passages[passage++].size();
+        }
+      }
+      EXPECT_EQ(at, text.size());
+      if (text.size() < 100) {
+        EXPECT_EQ(cut_bytes, 0u);
+      } else {
+        EXPECT_NEAR(static_cast<double>(cut_bytes), share * static_cast<double>(text.size()),
+                    0.1 * share * static_cast<double>(text.size()) + 25);
+      }
+    }
+  }
+  EXPECT_EQ(CutPassages(lines, 0.03).passages.size(), 4u);
+  EXPECT_EQ(CutPassages(lines, 0.03).passages[0].front(), 'a');
 }
 
 }  // namespace

@@ -188,11 +188,41 @@ TEST_F(RunTest, NothingIsWrittenBeforeInputIsGood) {
   ExpectError(Run("a"), dir_ / "train.txt", "is not UTF-8");
   std::filesystem::remove(dir_ / "train.txt");
   ExpectError(Run("a"), dir_ / "train.txt", "No such file");
-  ExpectError(Run("a", false, {.data = {dir_ / "valid.txt"}}), dir_ / "r.toml" + std::string(" data.validation"),
-              "not among data.files too");
+  ExpectError(Run("a", false, {.data = {dir_ / "valid.txt"}, .validation = {dir_ / "valid.txt"}}),
+              dir_ / "r.toml" + std::string(" data.validation"), "not among data.files too");
   ExpectError(Run("a", false, {.sets = {"data.files=[]"}}), dir_ / "r.toml" + std::string(" data.files"), "got no file");
   ExpectError(Run("a", true), Folder("a"), "got no checkpoint there (train_state)");
   EXPECT_FALSE(std::filesystem::exists(Folder("a")));
+}
+
+TEST_F(RunTest, DataWithoutValidationIsCut) {
+  std::filesystem::remove(dir_ / "valid.txt");  // the recipe's, which no longer counts
+  const RecipeOverrides data{.data = {dir_ / "train.txt"}};
+  RunInfo info;
+  std::vector<std::string> notes;
+  const auto whole = Run("whole", false, data,
+                         {.on_note = [&](const std::string& note) { notes.push_back(note); },
+                          .on_start = [&](const RunInfo& begun) { info = begun; }});
+  ASSERT_TRUE(whole) << whole.error().Message();
+  const auto size = std::ssize(test::ReadFile(dir_ / "train.txt"));
+  EXPECT_EQ(info.train_bytes + info.validation_bytes, size);
+  EXPECT_GE(info.validation_bytes, size * 2 / 100);
+  EXPECT_LE(info.validation_bytes, size * 4 / 100);
+  ASSERT_EQ(notes.size(), 1u);
+  EXPECT_NE(notes[0].find("in 1 passages, cut out of it; --validation names other text"), std::string::npos) << notes[0];
+  EXPECT_EQ(whole->best_step > 0, true);
+  // stopped and resumed, with and without the same flags, and repeated from its own recipe
+  ASSERT_TRUE(Run("b", false, data, StopAfter(5)));
+  ASSERT_TRUE(Run("b", true, data));
+  ExpectSameRun(Folder("b"), Folder("whole"));
+  ASSERT_TRUE(Run("c", false, data, StopAfter(5)));
+  ThreadPool pool(1);
+  Arena arena;
+  ExecContext ctx{pool, arena, *SupportedKernelTables().front()};
+  ASSERT_TRUE(RunTraining({.folder = Folder("c"), .resume = true}, {}, ctx));
+  ExpectSameRun(Folder("c"), Folder("whole"));
+  ASSERT_TRUE(RunTraining({.recipe = Folder("whole") + "/recipe.toml", .folder = Folder("d")}, {}, ctx));
+  ExpectSameRun(Folder("d"), Folder("whole"));
 }
 
 TEST_F(RunTest, ResumeRefusesAnotherRun) {
