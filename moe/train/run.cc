@@ -184,6 +184,8 @@ Status Run::PrepareResumed() {
   MOE_TRY(const Recipe begun, ParseRecipe(state_.recipe, own, folder_));
   MOE_TRY(recipe_, options_.recipe.empty() ? ParseRecipe(state_.recipe, own, folder_, options_.overrides)
                                            : LoadRecipe(options_.recipe, options_.overrides));
+  // Other validation text may be named; what was cut out of the training text stays out of it.
+  if (!options_.overrides.validation.empty()) recipe_.data.validation_share = begun.data.validation_share;
   if (const std::string key = FirstDifference(recipe_, begun); !key.empty()) {
     return Err(fmt::format("{} {}", where_, key), "got {}, expected {}: the run in {} was begun with it; --out names another",
                ValueOf(recipe_, key), ValueOf(begun, key), folder_);

@@ -221,6 +221,12 @@ TEST_F(RunTest, DataWithoutValidationIsCut) {
   ExecContext ctx{pool, arena, *SupportedKernelTables().front()};
   ASSERT_TRUE(RunTraining({.folder = Folder("c"), .resume = true}, {}, ctx));
   ExpectSameRun(Folder("c"), Folder("whole"));
+  // going on with other validation text changes no weight
+  test::WriteFile(dir_ / "valid.txt", test::TinyText(2, 300));
+  ASSERT_TRUE(Run("e", false, data, StopAfter(5)));
+  const auto other = Run("e", true, {.data = {dir_ / "train.txt"}, .validation = {dir_ / "valid.txt"}});
+  ASSERT_TRUE(other) << other.error().Message();
+  EXPECT_TRUE(test::ReadFile(Folder("e") + "/model.safetensors") == test::ReadFile(Folder("whole") + "/model.safetensors"));
   ASSERT_TRUE(RunTraining({.recipe = Folder("whole") + "/recipe.toml", .folder = Folder("d")}, {}, ctx));
   ExpectSameRun(Folder("d"), Folder("whole"));
 }
