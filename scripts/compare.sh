@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # An MoE against its dense twins, as recipes/demo.toml says, several seeds of a few minutes each; about four times MINUTES a seed:
 #   scripts/compare.sh [MINUTES [SEEDS]]      default: 5 3
-# For every seed the MoE trains for MINUTES; the twin of equal active parameters for the same tokens, then for the same seconds; the
-# twin of equal total parameters for MINUTES. All are evaluated on the held-out novel. Every comparison gets a folder of its own.
+# First the three models train in turns, a few steps at a time: a machine that changes speed then slows all alike. By the step times
+# measured there, for every seed: the MoE trains for MINUTES; the twin of equal active parameters for the same tokens, then for MINUTES;
+# the twin of equal total parameters for MINUTES. All are evaluated on the held-out novel. Every comparison gets a folder of its own.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 [[ $# -le 2 ]] || die "got '$3', expected at most MINUTES and SEEDS"
@@ -15,38 +16,44 @@ run=1
 while [[ -e compare/$run ]]; do run=$((run + 1)); done
 folder=compare/$run
 
-# A Python expression over the JSON result of a training, named t.
-of() {
-  python3 -c 'import json, sys; t = json.load(open(sys.argv[1])); print(eval(sys.argv[2]))' "$folder/$1/train.json" "$2"
-}
-
-# train NAME FFN SEED FLAG...
+# train FFN SEED STEPS FOLDER FLAG...
 train() {
-  local name=$1 ffn=$2 seed=$3
-  shift 3
-  mkdir -p "$folder/$name"
-  "$moe" train recipes/demo.toml --out "$folder/$name/run" --json "$folder/$name/train.json" \
-    --set "model.ffn=$ffn" --set "train.seed=$seed" "$@"
-  "$moe" eval --model "$folder/$name/run" --data data/debian-prose-1/test.txt --json "$folder/$name/eval.json"
+  local ffn=$1 seed=$2 steps=$3 out=$4
+  shift 4
+  "$moe" train recipes/demo.toml --out "$out/run" --json "$out/train.json" --set "model.ffn=$ffn" "train.seed=$seed" \
+    train.minutes= "train.steps=$steps" "$@"
 }
 
-# Steps of the twin that take as long as the MoE's, at the speed that the twin has just shown.
-steps_in_equal_seconds() {
-  awk "BEGIN { print int($(of "moe-$1" 't["seconds"]') * $(of "active-tokens-$1" 't["steps"] / t["seconds"]')) }"
+measure_speed() {
+  local round ffn
+  for round in 1 2 3 4 5 6; do
+    for ffn in moe dense-active dense-total; do
+      train "$ffn" 1 50 "$folder/speed/$ffn-$round" train.eval_every=0 train.checkpoint_every=0 >"$folder/speed.log"
+    done
+  done
+  scripts/compare_report.py speed "$folder"
+}
+
+train_and_evaluate() {
+  train "$@"
+  "$moe" eval --model "$4/run" --data data/debian-prose-1/test.txt --json "$4/eval.json"
 }
 
 compare_seed() {
-  local seed=$1
-  train "moe-$seed" moe "$seed" --minutes "$minutes"
-  train "active-tokens-$seed" dense-active "$seed" --set train.minutes= --set "train.steps=$(of "moe-$seed" 't["steps"]')"
-  train "active-seconds-$seed" dense-active "$seed" --set train.minutes= --set "train.steps=$(steps_in_equal_seconds "$seed")"
-  train "total-seconds-$seed" dense-total "$seed" --minutes "$minutes"
+  local seed=$1 moe_steps active_steps total_steps
+  read -r moe_steps active_steps total_steps < <(scripts/compare_report.py steps "$folder" "$minutes")
+  train_and_evaluate moe "$seed" "$moe_steps" "$folder/moe-$seed"
+  train_and_evaluate dense-active "$seed" "$moe_steps" "$folder/active-tokens-$seed"
+  train_and_evaluate dense-active "$seed" "$active_steps" "$folder/active-seconds-$seed"
+  train_and_evaluate dense-total "$seed" "$total_steps" "$folder/total-seconds-$seed"
 }
 
 step "set-up" scripts/setup.sh
 step "build moe (release)" build_moe
 step "corpus" scripts/corpus.py
+mkdir -p "$folder"
+step "step times, in turns" measure_speed
 for ((seed = 1; seed <= seeds; ++seed)); do step "seed $seed" compare_seed "$seed"; done
 echo "== comparison"
-scripts/compare_report.py "$folder"
+scripts/compare_report.py summary "$folder"
 print_step_times

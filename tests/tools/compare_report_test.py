@@ -10,7 +10,6 @@ import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "compare_report.py"
-TWINS = ("active-tokens", "active-seconds", "total-seconds")
 
 
 def run(*arguments):
@@ -23,54 +22,74 @@ class CompareReport(unittest.TestCase):
         self.addCleanup(self.temporary.cleanup)
         self.folder = pathlib.Path(self.temporary.name)
 
-    def write(self, name, held_out, seconds, speed, losses):
-        """A run of `seconds` at `speed` tokens/s, whose validation losses were measured at equal distances."""
+    def write_speed(self, times):
+        """Two turns of each model, whose first steps are slow; the second turn is in a phase where all is twice as slow."""
+        for ffn, seconds in times.items():
+            for turn, phase in ((1, 1), (2, 2), (3, 1)):
+                path = self.folder / "speed" / f"{ffn}-{turn}" / "run"
+                path.mkdir(parents=True)
+                lines = [{"seconds_by_part": {"model": 9 if i < 10 else seconds * phase - 0.01, "optimizer": 0.01}} for i in range(20)]
+                (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def write(self, name, held_out, steps, losses):
+        """A run of `steps` steps of 1000 tokens, whose validation losses were measured at equal distances."""
         folder = self.folder / name
         (folder / "run").mkdir(parents=True)
         (folder / "train.json").write_text(json.dumps(
-            {"tokens": seconds * speed, "seconds": seconds, "tokens_per_s": speed, "parameters_total": 7e6, "parameters_active": 3e6,
+            {"steps": steps, "tokens": steps * 1000, "seconds": 321, "parameters_total": 7e6, "parameters_active": 3e6,
              "dtype": "bf16", "isa": "avx2", "threads": 2}))
         (folder / "eval.json").write_text(json.dumps({"bits_per_byte": held_out}))
-        lines = [{"step": 1, "seconds": 1, "tokens": speed}]  # a step without an evaluation
-        lines += [{"seconds": seconds * i / len(losses), "tokens": speed * seconds * i / len(losses), "bits_per_byte": loss}
-                  for i, loss in enumerate(losses, 1)]
+        lines = [{"step": 1, "tokens": 1000}]  # a step without an evaluation
+        lines += [{"tokens": steps * 1000 * i / len(losses), "bits_per_byte": loss} for i, loss in enumerate(losses, 1)]
         (folder / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    def rows(self, text, title):
-        lines = text[text.index(title):].splitlines()[1:4]
+    def rows(self, text, title, count=3):
+        lines = text[text.index(title):].splitlines()[1:count + 1]
         return [line.split()[-3:] for line in lines]
 
-    def test_report(self):
+    def test_speed_is_a_median_over_turns(self):
+        self.write_speed({"moe": 0.1, "dense-active": 0.08, "dense-total": 0.2})
+        done = run("speed", str(self.folder))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual([line.split()[-5:] for line in done.stdout.splitlines()[1:]],
+                         [["step,", "MoE", "/", "it", ratio] for ratio in ("0.80", "2.00")])
+        self.assertIn("100.0 ms", done.stdout)
+        self.assertEqual(run("steps", str(self.folder), "2").stdout, "1200 1500 600\n")
+
+    def test_summary(self):
+        self.write_speed({"moe": 0.1, "dense-active": 0.08, "dense-total": 0.2})
         for seed, held_out in ((1, 2.0), (2, 2.2)):
-            self.write(f"moe-{seed}", held_out, 100, 10000, (3.0, 2.5, 2.0, 1.9))
-            self.write(f"active-tokens-{seed}", 2.4, 80, 12500, (3.2, 2.25))
-            self.write(f"active-seconds-{seed}", 2.3, 100, 12500, (3.2, 2.0))
-            self.write(f"total-seconds-{seed}", 2.5, 100, 5000, (3.5, 1.8))
-        done = run(str(self.folder))
+            self.write(f"moe-{seed}", held_out, 1000, (3.0, 2.5, 2.0, 1.9))
+            self.write(f"active-tokens-{seed}", 2.4, 1000, (3.2, 2.25))
+            self.write(f"active-seconds-{seed}", 2.3, 1250, (3.2, 2.0))
+            self.write(f"total-seconds-{seed}", 2.5, 500, (3.5, 1.8))
+        done = run("summary", str(self.folder))
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("MoE 7.00 / 3.00 M", done.stdout)
-        self.assertEqual(self.rows(done.stdout, "held-out novel")[:2], [["2.000", "2.200", "2.100"], ["2.400", "2.400", "2.400"]])
-        self.assertEqual(self.rows(done.stdout, "step speed"), [["0.80"] * 3, ["0.80"] * 3, ["2.00"] * 3])
-        # 2.25 lies in the middle between the evaluations after 50 and 75 s; 1.8 is never reached.
-        self.assertEqual(self.rows(done.stdout, "seconds until"), [["62"] * 3, ["75"] * 3, ["seconds", "never", "never"]])
-        self.assertEqual(self.rows(done.stdout, "million tokens until")[1], ["0.75"] * 3)
-        self.assertEqual(self.rows(done.stdout, "the same, share")[0], ["0.78"] * 3)
+        self.assertEqual(self.rows(done.stdout, "held-out novel", 2), [["2.000", "2.200", "2.100"], ["2.400", "2.400", "2.400"]])
+        self.assertEqual(self.rows(done.stdout, "seconds (steps", 4), [["100"] * 3, ["80"] * 3, ["100"] * 3, ["100"] * 3])
+        # 2.25 lies in the middle between the evaluations after 0.50 and 0.75 M tokens; 1.8 is never reached.
+        self.assertEqual(self.rows(done.stdout, "million tokens until"), [["0.62"] * 3, ["0.75"] * 3, ["seconds", "never", "never"]])
+        self.assertEqual(self.rows(done.stdout, "seconds until")[:2], [["62"] * 3, ["75"] * 3])
+        self.assertEqual(self.rows(done.stdout, "the same, share")[:2], [["0.78"] * 3, ["0.75"] * 3])
 
     def test_a_run_is_missing(self):
-        self.write("moe-1", 2.0, 100, 10000, (3.0, 2.0))
-        done = run(str(self.folder))
+        self.write_speed({"moe": 0.1, "dense-active": 0.08, "dense-total": 0.2})
+        self.write("moe-1", 2.0, 100, (3.0, 2.0))
+        done = run("summary", str(self.folder))
         self.assertEqual(done.returncode, 1)
         self.assertIn("active-tokens-1", done.stderr)
         self.assertEqual(len(done.stderr.splitlines()), 1)
 
     def test_nothing_there(self):
-        done = run(str(self.folder))
-        self.assertEqual((done.returncode, done.stdout), (1, ""))
-        self.assertIn("expected what scripts/compare.sh leaves", done.stderr)
+        for command in (["speed"], ["steps"], ["summary"]):
+            done = run(*command, str(self.folder), *(["1"] if command == ["steps"] else []))
+            self.assertEqual((done.returncode, done.stdout), (1, ""))
+            self.assertEqual(len(done.stderr.splitlines()), 1)
 
     def test_usage(self):
-        self.assertEqual(run().returncode, 2)
-        self.assertEqual(run("--help").returncode, 2)
+        for arguments in ((), ("--help",), ("steps", "x"), ("frobnicate", "x")):
+            self.assertEqual(run(*arguments).returncode, 2)
 
 
 if __name__ == "__main__":
