@@ -104,7 +104,7 @@ nlohmann::json MemoryJson(const std::vector<MemoryNeed>& needs) {
     json[std::string(Name(kDTypes[i]))] = {{"masters", needs[i].masters},     {"packs", needs[i].packs},
                                            {"gradients", needs[i].gradients}, {"moments", needs[i].moments},
                                            {"kv_cache", needs[i].kv_cache},   {"activations", needs[i].activations},
-                                           {"total", needs[i].total()}};
+                                           {"program", needs[i].program},     {"total", needs[i].total()}};
   }
   return json;
 }
@@ -208,6 +208,7 @@ std::string MemoryText(const InspectFlags& flags, const Inspection& m) {
   line("  weights", m.inference, [](const MemoryNeed& n) { return n.masters + n.packs; });
   line("  KV cache", m.inference, [](const MemoryNeed& n) { return n.kv_cache; });
   line("  activations", m.inference, [](const MemoryNeed& n) { return n.activations; });
+  line("  program", m.inference, [](const MemoryNeed& n) { return n.program; });
   line("  all", m.inference, [](const MemoryNeed& n) { return n.total(); });
   text += fmt::format("  to train, micro-batches of {} tokens\n", flags.rows);
   line("  master weights", m.training, [](const MemoryNeed& n) { return n.masters; });
@@ -215,6 +216,7 @@ std::string MemoryText(const InspectFlags& flags, const Inspection& m) {
   line("  gradients", m.training, [](const MemoryNeed& n) { return n.gradients; });
   line("  moments", m.training, [](const MemoryNeed& n) { return n.moments; });
   line("  activations", m.training, [](const MemoryNeed& n) { return n.activations; });
+  line("  program", m.training, [](const MemoryNeed& n) { return n.program; });
   line("  all", m.training, [](const MemoryNeed& n) { return n.total(); });
   return text;
 }

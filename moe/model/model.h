@@ -115,7 +115,8 @@ class Model {
 // Bytes that a model of this shape needs, counted before it is built: `moe inspect` prints them, sweeps refuse by them.
 struct MemoryNeed {
   int64_t masters = 0, packs = 0, gradients = 0, moments = 0, activations = 0, kv_cache = 0;
-  int64_t total() const { return masters + packs + gradients + moments + activations + kv_cache; }
+  int64_t program = 16 << 20;  // code, libraries, tokenizer, stacks, buffers of files: about as much for every model
+  int64_t total() const { return masters + packs + gradients + moments + activations + kv_cache + program; }
 };
 // Training: masters, gradients, two moments, both packs, and the activations of one micro-batch of `rows` rows (saved ones,
 // scratch, the RoPE table).

@@ -1,4 +1,4 @@
-// What training takes beside what `moe inspect` said it would. Slow: models whose need dwarfs that of the program itself.
+// What training takes beside what `moe inspect` said it would.
 
 #include <nlohmann/json.hpp>
 
@@ -8,17 +8,16 @@
 namespace moe::test {
 namespace {
 
-void ExpectNeedsWhatInspectSays(const std::string& ffn, const std::string& dtype) {
-  SCOPED_TRACE(ffn + " " + dtype);
+void ExpectNeedsWhatInspectSays(const std::string& ffn, const std::string& dtype, const std::string& width) {
+  SCOPED_TRACE(ffn + " " + dtype + " " + width);
   const TempDir dir;
   WriteTinyRun(dir);
   WriteFile(dir / "train.txt", TinyText(1, 100'000));
   std::vector<std::string> arguments = {"train", dir / "r.toml", "--out", dir / "run", "--dtype", dtype, "--json", "-"};
-  for (const char* set :
-       {"model.hidden=256", "model.heads=4", "model.context=256", "model.experts=16", "model.expert_width=256",
-        "train.batch_tokens=2048", "train.micro_batch_tokens=2048", "train.steps=3"})
+  for (const char* set : {"model.heads=4", "model.context=256", "model.experts=16", "train.batch_tokens=2048",
+                          "train.micro_batch_tokens=2048", "train.steps=3"})
     arguments.insert(arguments.end(), {"--set", set});
-  arguments.insert(arguments.end(), {"--set", "model.ffn=" + ffn});
+  arguments.insert(arguments.end(), {"--set", "model.ffn=" + ffn, "model.hidden=" + width, "model.expert_width=" + width});
   if (ffn != "moe") arguments.insert(arguments.end(), {"--set", "model.capacity_factor="});
   const RunResult trained = RunMoe(arguments);
   ASSERT_EQ(trained.exit_code, 0) << trained.err;
@@ -30,15 +29,17 @@ void ExpectNeedsWhatInspectSays(const std::string& ffn, const std::string& dtype
   EXPECT_EQ(summary["needed_bytes"], needed);
   EXPECT_EQ(summary["peak_resident_bytes"], trained.peak_resident_bytes);
   const double ratio = static_cast<double>(trained.peak_resident_bytes) / static_cast<double>(needed);
-  EXPECT_GT(ratio, 0.9);
+  EXPECT_GT(ratio, 0.8);
   EXPECT_LT(ratio, 1.3);
 }
 
 TEST(TrainMemory, IsWhatInspectSays) {
   if (kSanitized) GTEST_SKIP() << "sanitizers take memory of their own";
   for (const char* dtype : {"f32", "bf16"}) {
-    ExpectNeedsWhatInspectSays("moe", dtype);
-    ExpectNeedsWhatInspectSays("dense-total", dtype);
+    for (const char* width : {"128", "256"}) {
+      ExpectNeedsWhatInspectSays("moe", dtype, width);
+      ExpectNeedsWhatInspectSays("dense-total", dtype, width);
+    }
   }
 }
 
