@@ -72,8 +72,9 @@ void Arena::Release(size_t block, size_t used, size_t total) {
 void Arena::Reset() {
   Release(0, 0, 0);
   if (blocks_.size() == 1) return;
-  blocks_.clear();
-  AddBlock(peak_);  // the live bytes at their most: one block wastes no tails
+  blocks_.erase(blocks_.begin() + 1, blocks_.end());
+  AddBlock(peak_);                 // the live bytes at their most: one block wastes no tails
+  blocks_.erase(blocks_.begin());  // only now: there is a block whatever throws
 }
 
 }  // namespace moe

@@ -42,6 +42,7 @@ Metadata ToMetadata(const TrainState& state) {
           {"recipe", state.recipe},
           {"data_digest", state.data_digest},
           {"tokenizer_digest", state.tokenizer_digest},
+          {"validation_digest", state.validation_digest},
           {"kernels", state.kernels}};
 }
 
@@ -91,6 +92,7 @@ Result<OpenedTrainState> Open(const std::string& path) {
                    .recipe = reader.Text("recipe"),
                    .data_digest = reader.Text("data_digest"),
                    .tokenizer_digest = reader.Text("tokenizer_digest"),
+                   .validation_digest = file.metadata().contains("validation_digest") ? reader.Text("validation_digest") : "",
                    .kernels = reader.Text("kernels")};
   MOE_TRY(reader.status);
   return OpenedTrainState{std::move(file), std::move(state), ""};

@@ -63,25 +63,24 @@ Corpus Tokenize(std::span<const std::string> texts, const Tokenizer& tokenizer, 
 
   Corpus corpus;
   corpus.documents.resize(texts.size());
+  std::vector<size_t> sizes(texts.size());
+  for (const Piece& piece : pieces) sizes[piece.document] += piece.tokens.size();
   for (Piece& piece : pieces) {
     auto& document = corpus.documents[piece.document];
+    if (document.empty()) document.reserve(sizes[piece.document]);
     corpus.num_tokens += std::ssize(piece.tokens);
     corpus.num_bytes += std::ssize(piece.text);
-    if (document.empty()) {
-      document = std::move(piece.tokens);
-    } else {
-      document.insert(document.end(), piece.tokens.begin(), piece.tokens.end());
-    }
-    piece.tokens = {};
+    document.insert(document.end(), piece.tokens.begin(), piece.tokens.end());
+    piece.tokens = std::vector<int32_t>();  // `= {}` would keep its memory
   }
   return corpus;
 }
 
-std::string Digest(const Corpus& corpus) {
+std::string Digest(std::span<const std::span<const int32_t>> documents) {
   XXH3_state_t* state = XXH3_createState();
   MOE_CHECK(state != nullptr);
   XXH3_64bits_reset(state);
-  for (const auto& document : corpus.documents) {
+  for (const auto& document : documents) {
     const uint64_t length = document.size();
     XXH3_64bits_update(state, &length, sizeof(length));
     XXH3_64bits_update(state, document.data(), document.size() * sizeof(int32_t));
@@ -89,6 +88,10 @@ std::string Digest(const Corpus& corpus) {
   const uint64_t digest = XXH3_64bits_digest(state);
   XXH3_freeState(state);
   return fmt::format("{:016x}", digest);
+}
+
+std::string Digest(const Corpus& corpus) {
+  return Digest(std::vector<std::span<const int32_t>>(corpus.documents.begin(), corpus.documents.end()));
 }
 
 DataStream::DataStream(const Corpus& corpus, int64_t context, int32_t bos_id, uint64_t seed)

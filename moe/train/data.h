@@ -26,6 +26,7 @@ struct Corpus {
 Corpus Tokenize(std::span<const std::string> texts, const Tokenizer& tokenizer, bool cut, ThreadPool& pool);
 
 // XXH3-64 of the documents' lengths and tokens, as 16 digits: has this run's data changed?
+std::string Digest(std::span<const std::span<const int32_t>> documents);
 std::string Digest(const Corpus& corpus);
 
 // Rows and targets of one forward and backward pass. A sequence is BOS and the window's tokens but the last; its targets are

@@ -113,19 +113,19 @@ struct Reader {
   Status Read(const Given& g, std::string& member, std::nullptr_t) const {
     const auto* text = g.node->as_string();
     if (text == nullptr) return Wrong(g, Shown(*g.node), "a file name in quotes");
-    member = Path(g, text->get());
+    MOE_TRY(member, Path(g, text->get()));
     return {};
   }
   Status Read(const Given& g, std::vector<std::string>& member, std::nullptr_t) const {
     std::vector<std::string> paths;
     if (const auto* text = g.node->as_string(); text != nullptr && g.from_flag) {
-      paths = {Path(g, text->get())};
+      MOE_TRY(paths.emplace_back(), Path(g, text->get()));
     } else {
       const auto* list = g.node->as_array();
       if (list == nullptr) return Wrong(g, Shown(*g.node), "a list of file names");
       for (const toml::node& item : *list) {
         if (!item.is_string()) return Wrong(g, Shown(item), "a list of file names");
-        paths.push_back(Path(g, item.as_string()->get()));
+        MOE_TRY(paths.emplace_back(), Path(g, item.as_string()->get()));
       }
     }
     member = paths;
@@ -143,10 +143,12 @@ struct Reader {
     return {};
   }
 
-  std::string Path(const Given& g, const std::string& path) const {
+  Result<std::string> Path(const Given& g, const std::string& path) const {
     if (path.empty()) return path;
     const fs::path base = g.from_flag ? fs::path() : fs::path(folder);
-    return fs::absolute(base / path).lexically_normal().string();
+    const std::string whole = fs::absolute(base / path).lexically_normal().string();
+    if (ValidUtf8Prefix(whole) != whole.size()) return Wrong(g, "a path that is not UTF-8", "one a recipe can hold");
+    return whole;
   }
 };
 
@@ -218,24 +220,24 @@ struct KeyErrors {
 
 // Keys that have no meaning beside the others.
 Status RefuseIdleKeys(const Recipe& recipe, const KeyErrors& wrong) {
-  const auto refuse = [&](std::string_view key, std::string_view beside, std::string_view because) -> Status {
+  const auto refuse = [&](std::string_view because, std::string_view key, auto... beside) -> Status {
     const auto it = wrong.given.find(std::string(key));
     if (it == wrong.given.end()) return {};
-    return wrong({key, beside}, "got {}, expected no such key: {}", Shown(*it->second.node), because);
+    return wrong({key, beside...}, "got {}, expected no such key: {}", Shown(*it->second.node), because);
   };
   if (recipe.model.ffn == RecipeFfn::kDense) {
     for (const std::string_view key : kMoeKeys) {
-      MOE_TRY(refuse(key, "model.ffn", "model.ffn is \"dense\", which has no experts"));
+      MOE_TRY(refuse("model.ffn is \"dense\", which has no experts", key, "model.ffn"));
     }
   } else if (recipe.model.dense_layers.empty()) {
-    MOE_TRY(
-        refuse("model.ffn_width", "model.dense_layers", "no layer is dense; set model.ffn = \"dense\" or model.dense_layers"));
+    MOE_TRY(refuse("no layer is dense; set model.ffn = \"dense\" or model.dense_layers", "model.ffn_width",
+                   "model.dense_layers", "model.ffn"));
   }
   if (recipe.tokenizer.kind != TokenizerKind::kBpe) {
-    MOE_TRY(refuse("tokenizer.vocab_size", "tokenizer.kind", "only tokenizer.kind \"bpe\" has a size to choose"));
+    MOE_TRY(refuse("only tokenizer.kind \"bpe\" has a size to choose", "tokenizer.vocab_size", "tokenizer.kind"));
   }
   if (recipe.tokenizer.kind != TokenizerKind::kFile) {
-    MOE_TRY(refuse("tokenizer.file", "tokenizer.kind", "tokenizer.kind is not \"file\""));
+    MOE_TRY(refuse("tokenizer.kind is not \"file\"", "tokenizer.file", "tokenizer.kind"));
   }
   return {};
 }
@@ -284,15 +286,11 @@ Status Resolve(Recipe& recipe, const KeyErrors& wrong) {
                  "got nothing, expected the tokenizer.json that tokenizer.kind \"file\" asks for");
   }
 
-  for (const auto* paths : {&recipe.data.files, &recipe.data.validation}) {
-    for (const std::string& path : *paths) {
-      if (ValidUtf8Prefix(path) != path.size())
-        return wrong({"data", "data.files", "data.validation"}, "got a path that is not UTF-8, expected one a recipe can hold");
-    }
-  }
+  if (recipe.data.files.empty()) return wrong({"data.files"}, "got no file, expected training text (also: --data FILE)");
   if (t.steps > 0 && t.minutes > 0) {
     return wrong({"train.minutes", "train.steps"},
-                 "got both train.steps and train.minutes, expected one (`--set train.steps=` takes it away)");
+                 "got both train.steps and train.minutes, expected one (`--set {}=` takes the other away)",
+                 wrong.flagged.contains("train.steps") ? "train.minutes" : "train.steps");
   }
   if (t.steps == 0 && t.minutes == 0)
     return wrong({"train.steps", "train.minutes"}, "got nothing, expected train.steps or train.minutes");
@@ -360,16 +358,23 @@ Result<Recipe> ParseRecipe(std::string_view text, const std::string& where, cons
   });
   MOE_TRY(reader.status);
   if (overrides.minutes > 0) recipe.train.minutes = overrides.minutes;
-  const auto replace = [](const std::vector<std::string>& paths, std::vector<std::string>& list) {
+  const auto replace = [&](const char* flag, const std::vector<std::string>& paths, std::vector<std::string>& list) -> Status {
     if (!paths.empty()) list.clear();
-    for (const std::string& path : paths) list.push_back(fs::absolute(path).lexically_normal().string());
+    for (const std::string& path : paths) {
+      MOE_TRY(list.emplace_back(), reader.Path({nullptr, flag, true}, path));
+    }
+    return {};
   };
-  replace(overrides.data, recipe.data.files);
-  replace(overrides.validation, recipe.data.validation);
-  if (!overrides.data.empty() && overrides.validation.empty()) {
-    if (!flagged.contains("data.validation")) recipe.data.validation.clear();
-    const bool chosen = flagged.contains("data.validation_share") || recipe.data.validation_share > 0;
-    if (recipe.data.validation.empty() && !chosen) recipe.data.validation_share = kCutShare;
+  MOE_TRY(replace("--data", overrides.data, recipe.data.files));
+  MOE_TRY(replace("--validation", overrides.validation, recipe.data.validation));
+  const bool keeps_validation = overrides.data.empty() || !overrides.validation.empty() || flagged.contains("data.validation");
+  const bool share_chosen = flagged.contains("data.validation_share");
+  if (overrides.begun != nullptr) {
+    if (!keeps_validation) recipe.data.validation = overrides.begun->validation;
+    if (!share_chosen) recipe.data.validation_share = overrides.begun->validation_share;
+  } else if (!keeps_validation) {
+    recipe.data.validation.clear();
+    if (!share_chosen && recipe.data.validation_share == 0) recipe.data.validation_share = kCutShare;
   }
   if (!overrides.dtype.empty()) {
     const toml::value<std::string> value(overrides.dtype);

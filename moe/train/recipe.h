@@ -85,13 +85,14 @@ struct Recipe {
 // What a command line changes: `sets` are "key=value" with dotted keys, the value as in TOML (a bare word is a string; an empty
 // value takes the recipe's key away); the lists replace the recipe's where not empty (paths relative to the working folder).
 // Data without validation takes the recipe's validation away too, and sets validation_share to kCutShare, unless `sets` name
-// them.
+// them; but of a run that is resumed, what was cut stays cut, and its validation stays unless another is named.
 inline constexpr double kCutShare = 0.03;
 struct RecipeOverrides {
   std::vector<std::string> sets;
   std::vector<std::string> data, validation;
   double minutes = 0;  // > 0: replaces steps and minutes
   std::string dtype;
+  const DataRecipe* begun = nullptr;  // of the run that is resumed
 };
 
 // Errors are one line: file (and line), key, what was got, what was expected; an unknown key comes with the nearest known one.

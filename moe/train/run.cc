@@ -1,12 +1,9 @@
 #include "moe/train/run.h"
 
-#include <unistd.h>
+#include <malloc.h>
 #include <xxhash.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <filesystem>
 #include <optional>
 
 #include "moe/base/check.h"
@@ -14,76 +11,22 @@
 #include "moe/base/cpu_info.h"
 #include "moe/files/atomic_file.h"
 #include "moe/model/save.h"
+#include "moe/train/run_folder.h"
 #include "moe/train/training_data.h"
 
 namespace moe {
 namespace {
 
-namespace fs = std::filesystem;
-
-std::string PathIn(const std::string& folder, const char* name) {
-  return (fs::path(folder) / name).string();
-}
-
-Status MakeFolder(const std::string& folder) {
-  std::error_code error;
-  fs::create_directories(folder, error);
-  if (error) return Err(folder, "cannot create the folder: {}", error.message());
-  return {};
-}
-
-// Whether files could be made in `folder`, which need not be there yet; asked before long work.
-Status CheckWritable(const std::string& folder) {
-  fs::path place = fs::absolute(folder).lexically_normal();
-  std::error_code ignored;
-  while (!fs::exists(place, ignored) && place != place.root_path()) place = place.parent_path();
-  if (!fs::is_directory(place, ignored)) return Err(folder, "got a file at {}, expected a folder to write to", place.string());
-  if (access(place.c_str(), W_OK | X_OK) != 0)
-    return Err(folder, "cannot write to {}: {}", place.string(), std::strerror(errno));
-  return {};
-}
-
 // The first line of a run's recipe.toml.
-constexpr std::string_view kRecipeHeader =
-    "# Every key of this run. `moe train` on this file, with another --out, repeats it.\n";
-
-// Of all that a run writes, the first name that `folder` holds and that is not left of the same run, killed before its first
-// checkpoint; empty: none.
-std::string FirstTaken(const std::string& folder, const Recipe& recipe, const std::string& recipe_path) {
-  const auto holds = [&](const char* name) {
-    return fs::symlink_status(fs::path(folder) / name).type() != fs::file_type::not_found;
-  };
-  for (const char* name :
-       {kTrainStateName, kPreviousTrainStateName, "model.safetensors", "model.safetensors.index.json", "config.json", "best"}) {
-    if (holds(name)) return name;
-  }
-  std::error_code error;
-  const std::string metrics = PathIn(folder, "metrics.jsonl"), own = PathIn(folder, "recipe.toml");
-  if (holds("metrics.jsonl") && (!fs::is_regular_file(metrics, error) || fs::file_size(metrics, error) > 0))
-    return "metrics.jsonl";
-  bool begun = false;
-  if (holds("recipe.toml")) {
-    if (fs::equivalent(own, recipe_path, error)) return "recipe.toml";
-    const auto text = ReadFile(own);
-    if (text && text->starts_with(kRecipeHeader)) {
-      const auto written = ParseRecipe(*text, own, folder);
-      begun = written && FirstDifference(*written, recipe).empty();
-    }
-    if (!begun) return "recipe.toml";
-  }
-  for (const char* name : {"tokenizer.json", "tokenizer_config.json"}) {
-    if (holds(name) && !begun) return name;
-  }
-  return "";
-}
+constexpr const char* kRecipeHeader = "# Every key of this run. `moe train` on this file, with another --out, repeats it.\n";
 
 std::string DigestOf(const Tokenizer& tokenizer) {
   return fmt::format("{:016x}", XXH3_64bits(tokenizer.json().data(), tokenizer.json().size()));
 }
 
 // Training needs this much memory before its first step is done; better told now than killed later.
-Status CheckMemory(const ModelConfig& config, const TrainRecipe& train, const std::string& where) {
-  const double need = static_cast<double>(TrainingMemory(config, train.dtype, train.micro_batch_tokens).total());
+Status CheckMemory(int64_t needed, const TrainRecipe& train, const std::string& where) {
+  const double need = static_cast<double>(needed);
   const double there = static_cast<double>(AvailableMemoryBytes());
   if (there <= 0 || need <= there) return {};
   return Err(where,
@@ -154,20 +97,13 @@ Status Run::PrepareNew() {
   where_ = options_.recipe;
   MOE_TRY(recipe_, LoadRecipe(options_.recipe, options_.overrides));
   MOE_TRY(CheckWritable(folder_));
-  if (HoldsTrainState(folder_)) {
-    return Err(folder_,
-               "already holds a run ({}), expected a new or empty folder; --resume goes on with it, --out names another",
-               FirstTaken(folder_, recipe_, options_.recipe));
-  }
-  if (const std::string name = FirstTaken(folder_, recipe_, options_.recipe); !name.empty()) {
-    return Err(folder_, "already holds {}, which a run writes, expected a new or empty folder; --out names another", name);
-  }
+  MOE_TRY(CheckNothingTaken(folder_));
   MOE_TRY(LoadData(""));
   MOE_TRY(MakeModel());
   // Nothing was written until here: a bad recipe or text leaves no folder behind.
   MOE_TRY(MakeFolder(folder_));
   MOE_TRY(metrics_file_, MetricsFile::Open(PathIn(folder_, "metrics.jsonl")));
-  return metrics_file_->Truncate(0);
+  return CheckNothingTaken(folder_);  // again, now that the file is locked: another run may have come and gone
 }
 
 Status Run::PrepareResumed() {
@@ -182,10 +118,10 @@ Status Run::PrepareResumed() {
   const std::string own = PathIn(folder_, "recipe.toml");
   where_ = options_.recipe.empty() ? own : options_.recipe;
   MOE_TRY(const Recipe begun, ParseRecipe(state_.recipe, own, folder_));
-  MOE_TRY(recipe_, options_.recipe.empty() ? ParseRecipe(state_.recipe, own, folder_, options_.overrides)
-                                           : LoadRecipe(options_.recipe, options_.overrides));
-  // Other validation text may be named; what was cut out of the training text stays out of it.
-  if (!options_.overrides.validation.empty()) recipe_.data.validation_share = begun.data.validation_share;
+  RecipeOverrides overrides = options_.overrides;
+  overrides.begun = &begun.data;
+  MOE_TRY(recipe_, options_.recipe.empty() ? ParseRecipe(state_.recipe, own, folder_, overrides)
+                                           : LoadRecipe(options_.recipe, overrides));
   if (const std::string key = FirstDifference(recipe_, begun); !key.empty()) {
     return Err(fmt::format("{} {}", where_, key), "got {}, expected {}: the run in {} was begun with it; --out names another",
                ValueOf(recipe_, key), ValueOf(begun, key), folder_);
@@ -198,7 +134,8 @@ Status Run::PrepareResumed() {
                "MOE_ISA={} chooses it",
                ctx_.kernels.name, state_.kernels, state_.kernels);
   }
-  MOE_TRY(LoadData(PathIn(folder_, "tokenizer.json")));
+  // Where it is missing, the run was killed right after its first checkpoint.
+  MOE_TRY(LoadData(Holds(folder_, "tokenizer.json") ? PathIn(folder_, "tokenizer.json") : ""));
   if (DigestOf(data_->tokenizer) != state_.tokenizer_digest) {
     return Err(PathIn(folder_, "tokenizer.json"), "got another tokenizer, expected the one that the run was begun with");
   }
@@ -210,7 +147,9 @@ Status Run::PrepareResumed() {
 }
 
 Status Run::LoadData(const std::string& tokenizer_path) {
+  mallopt(M_MMAP_THRESHOLD, 1 << 20);  // fixed, or what threads free stays with them
   MOE_TRY(data_, LoadTrainingData(recipe_, where_, tokenizer_path, observer_.on_note, ctx_.pool));
+  malloc_trim(0);  // texts and counts are gone: back to the system, before the model comes
   return {};
 }
 
@@ -223,9 +162,15 @@ Status Run::MakeModel() {
     return tl::make_unexpected(made.error());
   }
   ModelConfig config = std::move(*made);
-  MOE_TRY(CheckMemory(config, recipe_.train, where_));
+  const MemoryNeed memory = TrainingMemory(config, recipe_.train.dtype, recipe_.train.micro_batch_tokens);
+  MOE_TRY(CheckMemory(memory.total(), recipe_.train, where_));
   model_ = std::make_unique<Model>(std::move(config), recipe_.train.dtype, /*training=*/true);
   trainer_.emplace(recipe_, data_->train, data_->token_bytes, *model_);
+  {  // one block for the first step already, which would else touch more than it needs
+    const Arena::Scope scope(ctx_.arena);
+    ctx_.arena.Alloc<std::byte>(memory.activations);
+  }
+  ctx_.arena.Reset();
   return {};
 }
 
@@ -241,17 +186,22 @@ Status Run::Begin() {
   state_.data_digest = Digest(data_->train);
   state_.tokenizer_digest = DigestOf(data_->tokenizer);
   state_.kernels = ctx_.kernels.name;
-  // The recipe first: FirstTaken knows by it what is left of a run that is killed from here to its first checkpoint.
-  MOE_TRY(WriteFileAtomically(PathIn(folder_, "recipe.toml"), std::string(kRecipeHeader) + origin + ToToml(recipe_)));
-  return data_->tokenizer.Save(folder_);
+  state_.recipe = kRecipeHeader + origin + ToToml(recipe_);
+  return {};
 }
 
 Status Run::Resume() {
   MOE_TRY(ReadTrainState(*opened_, model_->parameters(), trainer_->optimizer()));
   opened_.reset();
   model_->Repack(ctx_);
+  if (const std::string ruined = RuinedWeights(model_->parameters()); !ruined.empty()) {
+    return Err(PathIn(folder_, kTrainStateName),
+               "got a checkpoint of step {} in which {}, expected weights that can be trained; begin anew with another --out",
+               state_.step, ruined);
+  }
   trainer_->seconds = state_.seconds;
   saved_step_ = state_.step;
+  state_.recipe = kRecipeHeader + ToToml(recipe_);
   return metrics_file_->Truncate(state_.metrics_bytes);
 }
 
@@ -297,7 +247,6 @@ Result<RunSummary> Run::Loop() {
                         .steps_done = trainer_->steps_done(),
                         .folder = folder_});
   }
-  state_.recipe = ToToml(recipe_);
   StepMetrics metrics{.step = trainer_->steps_done(),
                       .steps = recipe_.train.steps,
                       .tokens = trainer_->steps_done() * recipe_.train.batch_tokens,
@@ -362,6 +311,13 @@ Result<bool> Run::EvaluateStep(StepMetrics& metrics) {
   const double start = NowSeconds();
   MOE_TRY(const auto evaluation, EvaluateNow());
   if (!evaluation) return false;
+  if (state_.validation_digest != data_->validation_digest) {
+    if (!state_.validation_digest.empty()) {  // losses of different texts do not compare
+      state_.best_loss = std::numeric_limits<double>::infinity();
+      state_.best_step = 0;
+    }
+    state_.validation_digest = data_->validation_digest;
+  }
   const ValidationMetrics validation{.loss = evaluation->loss(),
                                      .bits_per_byte = evaluation->bits_per_byte(),
                                      .seconds = NowSeconds() - start,
@@ -390,6 +346,9 @@ Status Run::Checkpoint() {
   state_.metrics_bytes = metrics_file_->bytes();
   MOE_TRY(SaveTrainState(folder_, state_, model_->parameters(), trainer_->optimizer()));
   saved_step_ = state_.step;
+  // Not before the first checkpoint: a run that is killed without one leaves nothing that could be another's.
+  if (!Holds(folder_, "recipe.toml")) MOE_TRY(WriteFileAtomically(PathIn(folder_, "recipe.toml"), state_.recipe));
+  if (!Holds(folder_, "tokenizer.json") || !Holds(folder_, "tokenizer_config.json")) MOE_TRY(data_->tokenizer.Save(folder_));
   if (state_.step > 0) MOE_TRY(SaveModel(*model_, folder_, DType::kF32));
   return {};
 }
@@ -403,7 +362,8 @@ Status Run::CheckWeights() const {
 
 tl::unexpected<Error> Run::Ruined(const Error& error) const {
   if (saved_step_ < 0) return tl::make_unexpected(error);
-  return Err(error.where, "{}; the checkpoint of step {} in {} is good", error.what, saved_step_, folder_);
+  return Err(error.where, "{}, in a run begun anew with another --out; the checkpoint of step {} in {} is good", error.what,
+             saved_step_, folder_);
 }
 
 tl::unexpected<Error> Run::NotSaved(const Error& error) const {

@@ -72,7 +72,7 @@ tl::unexpected<Error> Trainer::Diverged(int64_t step, const std::string& what) c
       fmt::format("try a lower train.lr (now {}) or a longer train.warmup (now {})", recipe_.lr, recipe_.warmup);
   if (recipe_.clip == 0) advice += ", or train.clip = 1 (now off)";
   if (recipe_.dtype != DType::kF32) advice += fmt::format(", or train.dtype = \"f32\" (now {})", Name(recipe_.dtype));
-  return Err(fmt::format("step {}", step), "{}; {}, in a run begun anew with another --out", what, advice);
+  return Err(fmt::format("step {}", step), "{}; {}", what, advice);
 }
 
 // Says where it comes from, as far as the numbers tell.

@@ -116,7 +116,6 @@ std::vector<Document> SpreadWindows(const Corpus& corpus, std::span<const int32_
 Result<TrainingData> LoadTrainingData(const Recipe& recipe, const std::string& where, const std::string& tokenizer_path,
                                       const std::function<void(const std::string&)>& on_note, ThreadPool& pool) {
   const DataRecipe& data = recipe.data;
-  if (data.files.empty()) return Err(where + " data.files", "got no file, expected training text (also: --data FILE)");
   for (const std::string& path : data.validation) {
     const auto same = [&](const std::string& file) {  // also by a link
       std::error_code error;
@@ -128,15 +127,17 @@ Result<TrainingData> LoadTrainingData(const Recipe& recipe, const std::string& w
   }
   MOE_TRY(std::vector<std::string> texts, ReadTexts(data.files));
   MOE_TRY(std::vector<std::string> validation_texts, ReadTexts(data.validation));
+  bool is_cut = false;
   if (data.validation_share > 0) {
     std::vector<std::string> rest, passages;
     for (std::string& text : texts) {
       CutText cut = CutPassages(text, data.validation_share);
       std::ranges::move(cut.rest, std::back_inserter(rest));
       std::ranges::move(cut.passages, std::back_inserter(passages));
-      text = {};
+      text = std::string();  // `= {}` would keep its memory
     }
     texts = std::move(rest);
+    is_cut = !passages.empty();
     if (data.validation.empty()) validation_texts = std::move(passages);
   }
   MOE_TRY(Tokenizer tokenizer,
@@ -147,17 +148,20 @@ Result<TrainingData> LoadTrainingData(const Recipe& recipe, const std::string& w
   const bool cut = recipe.tokenizer.kind != TokenizerKind::kFile;
   TrainingData out{std::move(tokenizer)};
   out.train = Tokenize(texts, out.tokenizer, cut, pool);
-  texts = {};
+  texts.clear();
   out.validation = Tokenize(validation_texts, out.tokenizer, cut, pool);
   for (int32_t id = 0; id < out.tokenizer.vocab_size(); ++id) {
     out.token_bytes.push_back(static_cast<int32_t>(out.tokenizer.TokenBytes(id).size()));
   }
   if (out.train.num_tokens < recipe.train.context) {
-    return Err(data.files.front(), "got {} tokens of training text in {}, expected at least one window of train.context {}",
+    return Err(data.files.front(), "got {} tokens of training text in {}{}, expected at least one window of train.context {}",
                out.train.num_tokens, data.files.size() == 1 ? "it" : fmt::format("{} files", data.files.size()),
+               is_cut ? ", besides the validation text cut out of it (--set data.validation_share=0 keeps all)" : "",
                recipe.train.context);
   }
-  if (data.validation_share > 0 && data.validation.empty() && on_note) {
+  if (is_cut && !data.validation.empty() && on_note) {
+    on_note("not used: passages cut out of the text (data.validation_share), as data.validation is what is validated on");
+  } else if (data.validation_share > 0 && data.validation.empty() && on_note) {
     on_note(out.validation.num_tokens == 0
                 ? std::string("no validation: the text is too short to cut some out of it; --validation names another")
                 : fmt::format("validating on {:.1f} % of the text in {} passages, cut out of it; --validation names other text",
@@ -166,6 +170,9 @@ Result<TrainingData> LoadTrainingData(const Recipe& recipe, const std::string& w
                               out.validation.documents.size()));
   }
   out.validation_documents = SpreadWindows(out.validation, out.token_bytes, recipe.model.context, recipe.train.eval_tokens);
+  std::vector<std::span<const int32_t>> scored;
+  for (const Document& document : out.validation_documents) scored.push_back(document.tokens);
+  out.validation_digest = Digest(scored);
   return out;
 }
 

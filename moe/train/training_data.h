@@ -19,6 +19,7 @@ struct TrainingData {
   Corpus validation;
   std::vector<int32_t> token_bytes;            // [V]
   std::vector<Document> validation_documents;  // what an evaluation scores; spans of `validation`
+  std::string validation_digest;               // of their tokens
 
   int64_t validation_tokens() const;
   int64_t validation_bytes() const;

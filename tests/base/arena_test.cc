@@ -1,9 +1,11 @@
 #include "moe/base/arena.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <cmath>
 #include <cstdint>
+#include <new>
 #include <vector>
 
 #include "testing/matchers.h"
@@ -96,6 +98,27 @@ TEST(Arena, ScopesGiveBackAcrossBlocks) {
   }
   EXPECT_EQ(arena.Alloc<char>(64).data(), inside);
   EXPECT_EQ(inside, first.data() + 64);
+}
+
+TEST(Arena, SurvivesThatItsMergedBlockIsNotToBeHad) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers end a program that gets no memory";
+#else
+  Arena arena;
+  arena.Alloc<std::byte>(40 << 20);  // never touched
+  arena.Alloc<std::byte>(90 << 20);
+  rlimit limit{};
+  ASSERT_EQ(getrlimit(RLIMIT_AS, &limit), 0);
+  const rlimit no_more{1, limit.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_AS, &no_more), 0);
+  EXPECT_THROW(arena.Reset(), std::bad_alloc);
+  ASSERT_EQ(setrlimit(RLIMIT_AS, &limit), 0);
+  const std::vector<std::vector<std::byte>> others(64, std::vector<std::byte>(1000));  // get what is no longer the arena's
+  const auto mine = arena.Alloc<std::byte>(60000);
+  for (const auto& other : others) {
+    EXPECT_TRUE(other.data() + other.size() <= mine.data() || other.data() >= mine.data() + mine.size());
+  }
+#endif
 }
 
 TEST(Arena, NothingStillHasAnAddress) {

@@ -114,6 +114,9 @@ TEST_F(TrainBadInput, Flags) {
   ExpectFails(Train({"--set", "model.ffn=dense"}), 2, fmt::format("{}:7 model.experts", dir_ / "r.toml"), "no such key");
   ExpectFails(Train({"--set", "train.steps="}), 2, Recipe("train.steps"), "got nothing, expected train.steps or train.minutes");
   ExpectFails(Train({"--set", "model.expert_width=20"}), 2, dir_ / "r.toml: layer 0: expert_width", "multiple of 16");
+  ExpectFails(Train({"--data", "caf\xe9.txt"}), 2, "--data", "got a path that is not UTF-8");
+  ExpectFails(Train({"--validation", "caf\xe9.txt"}), 2, "--validation", "got a path that is not UTF-8");
+  ExpectFails(Train({"--set", "data.files=[]"}), 2, "--set data.files", "got no file");
   ExpectFails(Train({"--minutes", "0"}), 2, "--minutes", "got 0, expected a number above 0");
   ExpectFails(Train({"--minutes", "nan"}), 2, "--minutes", "expected");
   ExpectFails(Train({"--dtype", "f16"}), 2, "--dtype", "expected \"f32\" or \"bf16\"");
@@ -149,6 +152,17 @@ TEST_F(TrainBadInput, Folders) {
   ExpectFails(RunMoe({"train", dir_ / "r.toml", "--out", dir_ / "file"}), 1, dir_ / "file", "expected a folder");
   ExpectFails(RunMoe({"train", dir_ / "r.toml", "--out", dir_ / "file/run"}), 1, dir_ / "file/run", "expected a folder");
   ExpectFails(RunMoe({"train", dir_ / "r.toml", "--out", "/proc/run"}), 1, "/proc/run", "cannot");
+  fs::create_symlink("loop", dir_ / "loop");
+  fs::create_symlink("nothing", dir_ / "dangling");
+  const std::string long_name(300, 'n');
+  for (const auto& [name, part] :
+       std::vector<std::pair<std::string, std::string>>{{long_name, "File name too long"},
+                                                        {"new/" + long_name, "File name too long"},
+                                                        {"loop", "Too many levels of symbolic links"},
+                                                        {"loop/run", "Too many levels of symbolic links"},
+                                                        {"dangling", "got a link to nothing at " + dir_ / "dangling"}}) {
+    ExpectFails(RunMoe({"train", dir_ / "r.toml", "--out", dir_ / name}), 1, dir_ / name, part);
+  }
   ExpectFails(Train({"--resume"}), 1, dir_ / "run", "got no checkpoint there (train_state), expected one to resume from");
   ExpectNothingWritten();
   ASSERT_EQ(Train().exit_code, 0);
@@ -170,33 +184,31 @@ TEST_F(TrainBadInput, FoldersThatHoldWhatARunWrites) {
     fs::remove(file);
     EXPECT_TRUE(fs::is_empty(file.parent_path())) << name;
   }
-  // a recipe in its own folder, also one that an earlier run wrote
+  // also what a run wrote, as it is or edited
   ASSERT_EQ(Train().exit_code, 0);
-  fs::create_directory(dir_ / "own");
-  fs::copy(dir_ / "run/recipe.toml", dir_ / "own/recipe.toml");
-  const std::string recipe = ReadFile(dir_ / "own/recipe.toml");
-  ExpectFails(RunMoe({"train", dir_ / "own/recipe.toml", "--out", dir_ / "own"}), 1, dir_ / "own", "already holds recipe.toml");
-  EXPECT_EQ(ReadFile(dir_ / "own/recipe.toml"), recipe);
+  for (const char* more : {"", "# mine\n"}) {
+    for (const char* name : {"recipe.toml", "tokenizer.json"}) {
+      const std::string folder = dir_ / fmt::format("copy{}-{}", std::string(more).size(), name);
+      fs::create_directory(folder);
+      fs::copy(dir_ / "run/recipe.toml", folder);
+      if (name == std::string("tokenizer.json")) fs::copy(dir_ / "run/tokenizer.json", folder);
+      const std::string text = ReadFile(folder + "/" + name) + more;
+      WriteFile(folder + "/" + name, text);
+      ExpectFails(RunMoe({"train", dir_ / "r.toml", "--out", folder}), 1, folder, "already holds recipe.toml");
+      ExpectFails(RunMoe({"train", folder + "/recipe.toml", "--out", folder}), 1, folder, "already holds recipe.toml");
+      EXPECT_EQ(ReadFile(folder + "/" + name), text);
+    }
+  }
 }
 
-// The same command begins again what was killed before its first checkpoint; another does not write over it.
+// Killed before its first checkpoint, a run leaves nothing that is in the way of another.
 TEST_F(TrainBadInput, FoldersOfARunThatNeverGotToACheckpoint) {
-  ASSERT_EQ(Train().exit_code, 0);
-  const std::string model = ReadFile(dir_ / "run/model.safetensors");
-  const std::vector<std::string> by_then = {"metrics.jsonl", "recipe.toml", "tokenizer.json", "tokenizer_config.json"};
-  for (size_t count = 0; count <= by_then.size(); ++count) {  // in the order of writing
-    const std::string folder = dir_ / fmt::format("killed{}", count);
-    fs::create_directory(folder);
-    for (size_t i = 0; i < count; ++i) fs::copy(dir_ / "run/" + by_then[i], folder + "/" + by_then[i]);
-    if (count > 0) WriteFile(folder + "/metrics.jsonl", "");
-    if (count == by_then.size()) {
-      ExpectFails(RunMoe({"train", dir_ / "r.toml", "--out", folder, "--set", "train.lr=0.5"}), 1, folder,
-                  "already holds recipe.toml");
-    }
-    const RunResult again = RunMoe({"train", dir_ / "r.toml", "--out", folder, "--threads", "1"});
-    EXPECT_EQ(again.exit_code, 0) << again.err;
-    EXPECT_TRUE(ReadFile(folder + "/model.safetensors") == model);
-  }
+  fs::create_directory(dir_ / "run");
+  WriteFile(dir_ / "run/metrics.jsonl", "");
+  WriteFile(dir_ / "run/train_state.tmp", "half of");
+  const RunResult again = Train({"--set", "train.steps=2"});
+  EXPECT_EQ(again.exit_code, 0) << again.err;
+  EXPECT_TRUE(fs::exists(dir_ / "run/model.safetensors"));
 }
 
 // Writes train_state anew, its tensors changed by `change`, checksums and all.
@@ -252,6 +264,11 @@ TEST_F(TrainBadInput, Checkpoints) {
   WriteFile(path, good);
   Rewrite(path, [](auto& tensors) { std::swap(tensors[0].first.shape[0], tensors[0].first.shape[1]); });
   ExpectFails(resume(), 1, path, "tensor 'master.");
+
+  // an older program may have saved weights that are ruined
+  WriteFile(path, good);
+  Rewrite(path, [](auto& tensors) { std::fill_n(tensors[0].second.begin(), 4, std::byte{0xff}); });
+  ExpectFails(resume(), 1, path, "got a checkpoint of step 12 in which ");
 
   WriteFile(path, good);
   ExpectFails(Train({"--resume", "--set", "model.experts=8"}), 1, Recipe("model.experts"), "got 8, expected 4: the run in ");

@@ -52,6 +52,7 @@ TrainState StateOf(int64_t step) {
           .recipe = "[train]\nsteps = 3\n",
           .data_digest = "00ff",
           .tokenizer_digest = "11ee",
+          .validation_digest = "22dd",
           .kernels = "scalar"};
 }
 
@@ -90,6 +91,7 @@ TEST(Checkpoint, ComesBackBitForBit) {
   EXPECT_EQ(opened->state.recipe, want.recipe);
   EXPECT_EQ(opened->state.data_digest, want.data_digest);
   EXPECT_EQ(opened->state.tokenizer_digest, want.tokenizer_digest);
+  EXPECT_EQ(opened->state.validation_digest, want.validation_digest);
   EXPECT_EQ(opened->state.kernels, want.kernels);
   Weights read(2);
   const Status status = ReadTrainState(*opened, read.store, read.optimizer);

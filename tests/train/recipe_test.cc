@@ -98,7 +98,15 @@ TEST(Recipe, FlagsReplaceDataMinutesAndDtype) {
 TEST(Recipe, PathsThatNoRecipeCanHoldAreRefused) {
   const auto recipe = Parse(kSmall, {.data = {"/caf\xe9.txt"}});
   ASSERT_FALSE(recipe);
-  EXPECT_EQ(recipe.error().Message(), "[r.toml data] got a path that is not UTF-8, expected one a recipe can hold");
+  EXPECT_EQ(recipe.error().Message(), "[--data] got a path that is not UTF-8, expected one a recipe can hold");
+  EXPECT_EQ(recipe.error().exit_code, 2);
+  const auto validation = Parse(kSmall, {.validation = {"/caf\xe9.txt"}});
+  ASSERT_FALSE(validation);
+  EXPECT_EQ(validation.error().where, "--validation");
+  const auto folder = ParseRecipe(kSmall, "r.toml", "/caf\xe9");
+  ASSERT_FALSE(folder);
+  EXPECT_EQ(folder.error().where, "r.toml:15 data.files");
+  EXPECT_EQ(folder.error().exit_code, 1);
 }
 
 struct Bad {
@@ -131,6 +139,13 @@ TEST(Recipe, EveryErrorIsOneLineThatNamesFileAndKey) {
       {"train", "min_lr = 1", {}, "[r.toml:19 train.min_lr] got 1, expected at most train.lr 0.01"},
       {"train", "warmup = 2.5", {}, "[r.toml:19 train.warmup] got 2.5, expected whole steps, or below 1 a share of all"},
       {"train", "minutes = 2", {}, "[r.toml:19 train.minutes] got both train.steps and train.minutes, expected one"},
+      {"train",
+       "minutes = 2",
+       {},
+       "[r.toml:19 train.minutes] got both train.steps and train.minutes, expected one (`--set train.steps=` takes the other "
+       "away)"},
+      {"train", "", {"train.steps=", "train.minutes=2", "train.steps=3"}, "[--set train.minutes] got both"},
+      {"model", "", {"data.files=[]"}, "[--set data.files] got no file, expected training text"},
       {"model", "", {"train.steps="}, "[r.toml train.steps] got nothing, expected train.steps or train.minutes"},
       {"model", "", {"model.top_k=5"}, "[--set model.top_k] got 5, expected at most model.experts 4"},
       {"model",
@@ -222,6 +237,41 @@ TEST(Recipe, AWrongFlagIsWrongUsageAndAWrongFileIsNot) {
   EXPECT_EQ(Parse(kSmall, {.sets = {"nonsense"}}).error().exit_code, 2);
   EXPECT_EQ(Parse(kSmall, {.dtype = "f64"}).error().exit_code, 2);
   EXPECT_EQ(Small("train", "clip = -1").error().exit_code, 1);
+  EXPECT_EQ(Parse(kSmall, {.sets = {"data.files=[]"}}).error().exit_code, 2);
+  const std::string dense = "[model]\nffn = \"dense\"\nffn_width = 512\n[data]\nfiles = [\"a\"]\n[train]\n";
+  const auto moe = Parse(dense + "steps = 1\n", {.sets = {"model.ffn=moe"}});
+  ASSERT_FALSE(moe);
+  EXPECT_EQ(moe.error().where, "r.toml:3 model.ffn_width");
+  EXPECT_EQ(moe.error().exit_code, 2);
+  // the advice names the key that no flag gave
+  const auto both = Parse(dense + "minutes = 1\n", {.sets = {"train.steps=5"}});
+  ASSERT_FALSE(both);
+  EXPECT_NE(both.error().what.find("`--set train.minutes=` takes the other away"), std::string::npos) << both.error().Message();
+}
+
+TEST(Recipe, DataWithoutValidationIsCutUnlessToldOtherwise) {
+  const auto data_of = [](RecipeOverrides overrides) {
+    overrides.data = {"/x.txt"};
+    return Parse(kSmall, overrides).value().data;
+  };
+  EXPECT_EQ(data_of({}).validation_share, kCutShare);
+  EXPECT_TRUE(data_of({}).validation.empty());
+  EXPECT_EQ(data_of({.validation = {"/y.txt"}}).validation_share, 0);
+  for (const char* none : {"data.validation=", "data.validation=[]", "data.validation_share=0"}) {
+    EXPECT_EQ(data_of({.sets = {none}}).validation_share, 0) << none;
+    EXPECT_TRUE(data_of({.sets = {none}}).validation.empty()) << none;
+  }
+  EXPECT_EQ(data_of({.sets = {"data.validation=/y.txt"}}).validation, std::vector<std::string>{"/y.txt"});
+  EXPECT_EQ(data_of({.sets = {"data.validation_share=0.1"}}).validation_share, 0.1);
+
+  // a run that goes on: what was cut stays cut, what it validated on stays unless other text is named
+  const DataRecipe begun{.files = {"/old.txt"}, .validation = {"/w.txt"}, .validation_share = 0.25};
+  EXPECT_EQ(data_of({.begun = &begun}).validation, begun.validation);
+  EXPECT_EQ(data_of({.begun = &begun}).validation_share, 0.25);
+  EXPECT_EQ(data_of({.validation = {"/y.txt"}, .begun = &begun}).validation, std::vector<std::string>{"/y.txt"});
+  EXPECT_EQ(data_of({.validation = {"/y.txt"}, .begun = &begun}).validation_share, 0.25);
+  EXPECT_TRUE(data_of({.sets = {"data.validation=[]"}, .begun = &begun}).validation.empty());
+  EXPECT_EQ(data_of({.sets = {"data.validation_share=0.1"}, .begun = &begun}).validation_share, 0.1);  // to be refused
 }
 
 TEST(Recipe, PathsAreRelativeToTheRecipe) {

@@ -190,7 +190,7 @@ TEST_F(RunTest, NothingIsWrittenBeforeInputIsGood) {
   ExpectError(Run("a"), dir_ / "train.txt", "No such file");
   ExpectError(Run("a", false, {.data = {dir_ / "valid.txt"}, .validation = {dir_ / "valid.txt"}}),
               dir_ / "r.toml" + std::string(" data.validation"), "not among data.files too");
-  ExpectError(Run("a", false, {.sets = {"data.files=[]"}}), dir_ / "r.toml" + std::string(" data.files"), "got no file");
+  ExpectError(Run("a", false, {.sets = {"data.files=[]"}}), "--set data.files", "got no file");
   ExpectError(Run("a", true), Folder("a"), "got no checkpoint there (train_state)");
   EXPECT_FALSE(std::filesystem::exists(Folder("a")));
 }
@@ -229,6 +229,92 @@ TEST_F(RunTest, DataWithoutValidationIsCut) {
   EXPECT_TRUE(test::ReadFile(Folder("e") + "/model.safetensors") == test::ReadFile(Folder("whole") + "/model.safetensors"));
   ASSERT_TRUE(RunTraining({.recipe = Folder("whole") + "/recipe.toml", .folder = Folder("d")}, {}, ctx));
   ExpectSameRun(Folder("d"), Folder("whole"));
+  // also by --set, without the recipe; but what was cut stays cut
+  ASSERT_TRUE(Run("f", false, data, StopAfter(5)));
+  const auto resume = [&](const std::string& set) {
+    return RunTraining({.overrides = {.sets = {set}}, .folder = Folder("f"), .resume = true}, {}, ctx);
+  };
+  ExpectError(resume("data.validation_share=0"), Folder("f") + "/recipe.toml data.validation_share", "got 0, expected 0.03");
+  const auto set = resume(fmt::format("data.validation=[\"{}\"]", dir_ / "valid.txt"));
+  ASSERT_TRUE(set) << set.error().Message();
+  EXPECT_TRUE(test::ReadFile(Folder("f") + "/model.safetensors") == test::ReadFile(Folder("whole") + "/model.safetensors"));
+}
+
+TEST_F(RunTest, TextThatMovedIsNamedByDataAlone) {
+  ASSERT_TRUE(Run("whole"));
+  ASSERT_TRUE(Run("a", false, {}, StopAfter(5)));
+  std::filesystem::rename(dir_ / "train.txt", dir_ / "moved.txt");
+  const auto resumed = Run("a", true, {.data = {dir_ / "moved.txt"}});
+  ASSERT_TRUE(resumed) << resumed.error().Message();
+  EXPECT_TRUE(test::ReadFile(Folder("a") + "/best/model.safetensors") ==
+              test::ReadFile(Folder("whole") + "/best/model.safetensors"));
+  EXPECT_EQ(test::Metrics(Folder("a")), test::Metrics(Folder("whole")));  // on the same validation text
+}
+
+TEST_F(RunTest, TheBestIsOfTheTextThatIsValidatedOn) {
+  ASSERT_TRUE(Run("a", false, {}, StopAfter(5)));
+  const std::string best = Folder("a") + "/best/model.safetensors", before = test::ReadFile(best);
+  std::string hard;  // nothing that the training text holds
+  for (int i = 0; i < 300; ++i) hard += static_cast<char>('A' + i * i % 26);
+  test::WriteFile(dir_ / "hard.txt", hard);
+  const auto resumed = Run("a", true, {.validation = {dir_ / "hard.txt"}});
+  ASSERT_TRUE(resumed) << resumed.error().Message();
+  const auto lines = test::Metrics(Folder("a"));
+  const double first = lines[3]["validation_loss"], second = lines[7]["validation_loss"], third = lines[11]["validation_loss"];
+  ASSERT_GT(std::min(second, third), first);
+  EXPECT_EQ(resumed->best_loss, std::min(second, third));
+  EXPECT_EQ(resumed->best_step, second <= third ? 8 : 12);
+  EXPECT_FALSE(test::ReadFile(best) == before);
+  EXPECT_EQ(test::ReadFile(best) == test::ReadFile(Folder("a") + "/model.safetensors"), third < second);
+}
+
+// Killed right after the first checkpoint: --resume makes anew what is not there yet.
+TEST_F(RunTest, TheFirstCheckpointAloneIsEnough) {
+  const RecipeOverrides bpe{.sets = {"tokenizer.kind=bpe", "tokenizer.vocab_size=270"}};
+  ASSERT_TRUE(Run("whole", false, bpe));
+  const std::vector<std::string> after = {"tokenizer_config.json", "tokenizer.json", "recipe.toml"};
+  for (size_t missing = 0; missing <= after.size(); ++missing) {
+    const std::string name = fmt::format("killed{}", missing);
+    ASSERT_TRUE(Run(name, false, bpe, StopAfter(0)));
+    for (size_t i = 0; i < missing; ++i) std::filesystem::remove(Folder(name) + "/" + after[i]);
+    ExpectError(Run(name, false, bpe), Folder(name), "already holds a run (train_state)");
+    ThreadPool pool(1);
+    Arena arena;
+    ExecContext ctx{pool, arena, *SupportedKernelTables().front()};
+    const auto resumed = RunTraining({.folder = Folder(name), .resume = true}, {}, ctx);
+    ASSERT_TRUE(resumed) << resumed.error().Message();
+    ExpectSameRun(Folder(name), Folder("whole"));
+    EXPECT_TRUE(test::ReadFile(Folder(name) + "/tokenizer_config.json") ==
+                test::ReadFile(Folder("whole") + "/tokenizer_config.json"));
+  }
+}
+
+TEST_F(RunTest, ARunThatCameAndWentMeanwhileIsNotWrittenOver) {
+  const RecipeOverrides bpe{.sets = {"tokenizer.kind=bpe", "tokenizer.vocab_size=270"}};
+  const RunObserver in_long_work{.on_note = [&](const std::string&) {
+    if (!std::filesystem::exists(Folder("a"))) {
+      EXPECT_TRUE(Run("a"));
+    }
+  }};
+  const auto late = Run("a", false, bpe, in_long_work);
+  ExpectError(late, Folder("a"), "already holds a run (train_state)");
+  EXPECT_EQ(test::Metrics(Folder("a")).size(), 12u);
+  EXPECT_EQ(Tokenizer::Load(Folder("a"))->vocab_size(), Tokenizer::Bytes().vocab_size());
+}
+
+TEST_F(RunTest, SaysWhatCuttingLeaves) {
+  test::WriteFile(dir_ / "train.txt", test::TinyText(1, 600));
+  const RecipeOverrides half{
+      .sets = {"data.validation_share=0.5", "model.context=400", "train.batch_tokens=400", "train.micro_batch_tokens="},
+      .data = {dir_ / "train.txt"}};
+  ExpectError(Run("a", false, half), dir_ / "train.txt",
+              "besides the validation text cut out of it (--set data.validation_share=0 keeps all), expected at least");
+  std::vector<std::string> notes;
+  const auto both = Run("b", false, {.sets = {"data.validation_share=0.1"}},
+                        {.on_note = [&](const std::string& note) { notes.push_back(note); }});
+  ASSERT_TRUE(both) << both.error().Message();
+  ASSERT_EQ(notes.size(), 1u);
+  EXPECT_NE(notes[0].find("not used: passages cut out of the text"), std::string::npos) << notes[0];
 }
 
 TEST_F(RunTest, ResumeRefusesAnotherRun) {
@@ -261,7 +347,13 @@ TEST_F(RunTest, DivergenceStopsAndKeepsTheLastGoodCheckpoint) {
   EXPECT_NE(result.error().what.find("try a lower train.lr"), std::string::npos) << result.error().Message();
   EXPECT_NE(result.error().what.find("the checkpoint of step 0 in " + Folder("a") + " is good"), std::string::npos)
       << result.error().Message();
+  EXPECT_NE(result.error().what.find("begun anew with another --out"), std::string::npos);
   EXPECT_TRUE(OpenTrainState(Folder("a")));
+  // in the calibration nothing has been begun yet
+  const auto calibrating = Run("b", false, {.sets = {"train.lr=1e30", "train.clip=0", "train.warmup=0"}, .minutes = 0.004});
+  ASSERT_FALSE(calibrating);
+  EXPECT_NE(calibrating.error().what.find("try a lower train.lr"), std::string::npos) << calibrating.error().Message();
+  EXPECT_EQ(calibrating.error().what.find("begun anew"), std::string::npos) << calibrating.error().Message();
 }
 
 TEST_F(RunTest, MinutesAreTurnedIntoStepsOnce) {
