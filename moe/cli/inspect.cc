@@ -101,10 +101,18 @@ nlohmann::json RoutingJson(const RouterConfig& router) {
 nlohmann::json MemoryJson(const std::vector<MemoryNeed>& needs) {
   nlohmann::json json;
   for (size_t i = 0; i < needs.size(); ++i) {
-    json[std::string(Name(kDTypes[i]))] = {{"masters", needs[i].masters},     {"packs", needs[i].packs},
-                                           {"gradients", needs[i].gradients}, {"moments", needs[i].moments},
-                                           {"kv_cache", needs[i].kv_cache},   {"activations", needs[i].activations},
-                                           {"program", needs[i].program},     {"total", needs[i].total()}};
+    const MemoryNeed& need = needs[i];
+    nlohmann::json& parts = json[std::string(Name(kDTypes[i]))];
+    for (const auto& [name, bytes] : {std::pair{"masters", need.masters},
+                                      {"packs", need.packs},
+                                      {"gradients", need.gradients},
+                                      {"moments", need.moments},
+                                      {"kv_cache", need.kv_cache},
+                                      {"activations", need.activations},
+                                      {"program", need.program},
+                                      {"total", need.total()}}) {
+      parts[name] = bytes;
+    }
   }
   return json;
 }

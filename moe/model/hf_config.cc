@@ -52,7 +52,7 @@ class Reader {
     if (!at(key).is_boolean()) return WrongType<bool>(key, "true or false");
     return at(key).get<bool>();
   }
-  Result<std::string> String(const char* key, std::optional<std::string> absent = {}) const {
+  Result<std::string> String(const char* key, const std::optional<std::string>& absent = {}) const {
     if (!Has(key)) return Default(key, absent, "a string");
     if (!at(key).is_string()) return WrongType<std::string>(key, "a string");
     return at(key).get<std::string>();

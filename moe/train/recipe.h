@@ -112,6 +112,6 @@ Result<ModelConfig> MakeModelConfig(const Recipe& recipe, int64_t vocab_size, in
 // [data] (contents are compared elsewhere), eval_every, eval_tokens, checkpoint_every; train.steps where either was calibrated.
 std::string FirstDifference(const Recipe& a, const Recipe& b);
 // The value of a key as ToToml writes it.
-std::string ValueOf(const Recipe& recipe, std::string_view key);
+std::string ValueOf(const Recipe& recipe, std::string_view wanted);
 
 }  // namespace moe
