@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a Mixture-of-Experts language model, in about MOE_DEMO_MINUTES (default 4) of training: sets up, builds `moe`,
 # fetches English prose, trains an MoE and its dense twin of equal active parameters on the same tokens, evaluates both on a novel
-# neither has seen, lets the MoE write a paragraph, and measures both kinds of model at every batch size.
+# neither has seen, lets the MoE write a paragraph, and measures both kinds of model at every batch size, as small as they are and then wide.
 # Every run gets a folder of its own, demo/1, demo/2, ...; packages, build and corpus are reused.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -54,6 +54,12 @@ sweep() {
   scripts/plot_sweep.py "$folder/sweep.json" "$folder/sweep.svg"
 }
 
+sweep_wide() {
+  # One layer of random weights is enough to leave the caches, and needs half a gigabyte.
+  "$moe" sweep --config wide-64x8 --layers 1 --json "$folder/sweep-wide.json" | tee "$folder/sweep-wide.txt"
+  scripts/plot_sweep.py "$folder/sweep-wide.json" "$folder/sweep-wide.svg"
+}
+
 [[ $run -eq 1 ]] || echo "this run goes to $folder; earlier ones stay where they are"
 step "set-up" scripts/setup.sh
 step "build moe (release)" build_moe
@@ -64,6 +70,7 @@ step "train its dense twin, same tokens, same seed" train_dense
 step "evaluate both on the held-out novel" evaluate
 step "generate a paragraph" generate
 step "sweep the batch size" sweep
+step "the same for a model too wide for the caches" sweep_wide
 echo "== summary"
 scripts/demo_report.py summary "$folder"
 echo
