@@ -100,7 +100,7 @@ nlohmann::json RoutingJson(const RouterConfig& router) {
 
 nlohmann::json MemoryJson(const std::vector<MemoryNeed>& needs) {
   nlohmann::json json;
-  for (size_t i = 0; i < needs.size(); ++i) {
+  for (size_t i = 0; i < std::size(kDTypes); ++i) {
     const MemoryNeed& need = needs[i];
     nlohmann::json& parts = json[std::string(Name(kDTypes[i]))];
     for (const auto& [name, bytes] : {std::pair{"masters", need.masters},

@@ -387,12 +387,11 @@ Result<Recipe> ParseRecipe(std::string_view text, const std::string& where, cons
 }
 
 Result<Recipe> LoadRecipe(const std::string& path, const RecipeOverrides& overrides) {
-  constexpr uintmax_t kMostBytes = 1'000'000;
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
   if (fs::is_character_file(status) || fs::is_block_file(status)) return Err(path, "got a device, expected a recipe");
-  if (fs::is_regular_file(status) && fs::file_size(path, error) > kMostBytes) {
-    return Err(path, "got {} bytes, expected a recipe, which has at most {}", fs::file_size(path, error), kMostBytes);
+  if (fs::is_regular_file(status) && fs::file_size(path, error) > 1'000'000) {
+    return Err(path, "got {} bytes, expected a recipe, which has at most 1000000", fs::file_size(path, error));
   }
   MOE_TRY(const std::string text, ReadFile(path));
   return ParseRecipe(text, path, fs::path(path).parent_path().string(), overrides);
