@@ -20,6 +20,7 @@ folder=compare/$run
 train() {
   local ffn=$1 seed=$2 steps=$3 out=$4
   shift 4
+  mkdir -p "$out"
   "$moe" train recipes/demo.toml --out "$out/run" --json "$out/train.json" --set "model.ffn=$ffn" "train.seed=$seed" \
     train.minutes= "train.steps=$steps" "$@"
 }
