@@ -27,7 +27,7 @@ train() {
 
 measure_speed() {
   local round ffn
-  for round in 1 2 3 4 5 6; do
+  for round in 1 2 3 4 5 6 7 8 9; do
     for ffn in moe dense-active dense-total; do
       train "$ffn" 1 50 "$folder/speed/$ffn-$round" train.eval_every=0 train.checkpoint_every=0 >"$folder/speed.log"
     done

@@ -23,12 +23,15 @@ def read_steps(run):
 
 
 def step_times(folder):
-    """{ffn: median seconds of a step}, over all turns."""
-    times = {}
-    for ffn, _ in SPEEDS:
+    """{ffn: seconds of a step}. A machine's slow phases outlast a turn, so a twin's time is the MoE's times the median ratio of their
+    turns side by side: neighbours mostly share a phase."""
+    def turn_medians(ffn):
         turns = [read_steps(path / "run")[WARM_UP:] for path in sorted(folder.glob(f"speed/{ffn}-*"))]
-        times[ffn] = statistics.median(sum(step["seconds_by_part"].values()) for turn in turns for step in turn)
-    return times
+        return [statistics.median(sum(step["seconds_by_part"].values()) for step in turn) for turn in turns]
+
+    moe = turn_medians("moe")
+    return {ffn: statistics.median(moe) * statistics.median(mine / of_moe for mine, of_moe in zip(turn_medians(ffn), moe))
+            for ffn, _ in SPEEDS}
 
 
 def reached(curve, loss):
