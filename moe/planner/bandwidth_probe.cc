@@ -1,13 +1,19 @@
 #include "moe/planner/bandwidth_probe.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "moe/base/check.h"
 #include "moe/base/clock.h"
 #include "moe/base/cpu_info.h"
-#include "moe/ops/elementwise.h"
+#include "moe/ops/chunks.h"
 
 namespace moe {
+namespace {
+
+constexpr int64_t kPieceBytes = int64_t{8} << 20;  // of one thread at a time: in smaller ones prefetchers lose their way
+
+}  // namespace
 
 int64_t BandwidthProbe::DefaultBytes() {
   return std::max(8 * GetCpuInfo().l3_bytes, kSampleBytes);
@@ -25,13 +31,16 @@ BandwidthProbe::BandwidthProbe(int64_t buffer_bytes, int64_t sample_bytes, ExecC
 }
 
 double BandwidthProbe::Sample(ExecContext& ctx) {
-  const auto count = static_cast<size_t>(sample_bytes_ / 4);
-  const std::span<const float> ones(reinterpret_cast<const float*>(buffer_.get() + next_ * sample_bytes_), count);
+  const auto* ones = reinterpret_cast<const float*>(buffer_.get() + next_ * sample_bytes_);
+  const int64_t count = sample_bytes_ / 4;
   next_ = (next_ + 1) % num_samples_;
+  std::atomic<int64_t> sum = 0;  // exact: of ones
   const double start = NowSeconds();
-  const double sum = SumSquares(ones, ctx);
+  ForEachChunk(count, kPieceBytes / 4, ctx, [&](int64_t begin, int64_t end, int) {
+    sum += static_cast<int64_t>(ctx.kernels.sum_squares(ones + begin, end - begin));
+  });
   const double seconds = NowSeconds() - start;
-  MOE_CHECK(sum == static_cast<double>(count), "the probe summed {} over {} ones", sum, count);  // sums of ones are exact
+  MOE_CHECK(sum == count, "the probe summed {} over {} ones", sum.load(), count);
   return static_cast<double>(sample_bytes_) / seconds;
 }
 
