@@ -1,5 +1,9 @@
 # One library per folder of moe/, its dependencies read from moe/LAYERS, so that the page and the build cannot disagree.
 
+if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  message(FATAL_ERROR "got a ${CMAKE_SYSTEM_PROCESSOR}, expected x86-64: the kernels for other processors are still to come")
+endif()
+
 find_package(Threads REQUIRED)
 find_package(fmt REQUIRED)
 find_package(tl-expected REQUIRED)

@@ -30,6 +30,7 @@ measure_speed() {
   for round in 1 2 3 4 5 6 7 8 9; do
     for ffn in moe dense-active dense-total; do
       train "$ffn" 1 50 "$folder/speed/$ffn-$round" train.eval_every=0 train.checkpoint_every=0 >"$folder/speed.log"
+      find "$folder/speed/$ffn-$round/run" -mindepth 1 ! -name metrics.jsonl -delete
     done
   done
   scripts/compare_report.py speed "$folder"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What takes too long for every change: slow tests, the thread sanitizer, clang, clang-tidy, and fuzzers.
+# What takes too long for every change: slow tests, the thread sanitizer, clang, clang-tidy, fuzzers, and short runs of the demo and of a
+# comparison (into folders of their own under demo/ and compare/).
 #   scripts/nightly.sh [SECONDS for each fuzzer, default 60]
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 export ASAN_SYMBOLIZER_PATH=/usr/bin/llvm-symbolizer-14 # clang looks for one without a version
@@ -33,4 +34,6 @@ if [[ -d fuzz ]]; then
   step "build (fuzzers)" build fuzz
   step "fuzzers" fuzz
 fi
+step "the demo, seconds instead of minutes" env MOE_DEMO_MINUTES=0.1 scripts/demo.sh
+step "a comparison, seconds instead of minutes" scripts/compare.sh 0.02 1
 finish_tests

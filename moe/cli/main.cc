@@ -45,7 +45,7 @@ int Help() {
   text +=
       "\n  moe COMMAND --help   flags and examples of a command\n"
       "  moe --version        version and instruction sets\n\n"
-      "Exit codes: 0 done, 1 failed, 2 wrong usage. Errors are one line on stderr.\n"
+      "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C. Errors are one line on stderr.\n"
       "MOE_ISA=NAME forces an instruction set.\n";
   return Print(text);
 }

@@ -15,7 +15,7 @@ enum class Family : uint8_t {
   kQwen3Moe,  // QkNorm::kPerHead, dense layers between the MoE ones
   kLlama,     // dense, no QkNorm
   kQwen3,     // dense, QkNorm::kPerHead
-  kMoeCpp,    // whatever fits none of them: our own keys, see docs/formats/model_folder.md
+  kMoeCpp,    // whatever fits none of them: our own keys, see docs/formats/model-folder.md
 };
 
 struct FamilyInfo {

@@ -16,7 +16,8 @@ constexpr int64_t kPieceBytes = int64_t{8} << 20;  // of one thread at a time: i
 }  // namespace
 
 int64_t BandwidthProbe::DefaultBytes() {
-  return std::max(8 * GetCpuInfo().l3_bytes, kSampleBytes);
+  // Virtual machines name caches of hundreds of megabytes, of which they have a part.
+  return std::clamp(4 * GetCpuInfo().l3_bytes, kSampleBytes, 4 * kSampleBytes);
 }
 
 BandwidthProbe::BandwidthProbe(int64_t buffer_bytes, int64_t sample_bytes, ExecContext& ctx) : sample_bytes_(sample_bytes) {

@@ -22,7 +22,7 @@ class BandwidthProbe {
   int64_t buffer_bytes() const { return num_samples_ * sample_bytes_; }
   int64_t sample_bytes() const { return sample_bytes_; }
 
-  // Eight times the last-level cache, and at least one sample.
+  // Four times the last-level cache, within one sample and four.
   static int64_t DefaultBytes();
   static constexpr int64_t kSampleBytes = int64_t{256} << 20;  // some 10 ms
 

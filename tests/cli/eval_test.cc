@@ -1,4 +1,5 @@
 #include <cmath>
+#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "moe/files/tokenizer.h"
@@ -134,6 +135,17 @@ class DamagedModel : public Eval {
     ExpectFails(RunMoe({"eval", "--model", copy_, "--data", data_}), 1, where, part, file, line);
     ExpectFails(RunMoe({"generate", "--model", copy_, "--prompt", "a"}), 1, where, part, file, line);
   }
+  static void ExpectOneLine(const RunResult& result) {
+    EXPECT_EQ(result.exit_code, 1) << result.out;
+    EXPECT_EQ(result.out, "");
+    EXPECT_TRUE(result.err.starts_with("moe: [")) << result.err;
+    EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+  }
+  static uint64_t header_size(const std::string& bytes) {
+    uint64_t size = 0;
+    std::memcpy(&size, bytes.data(), sizeof(size));
+    return size;
+  }
   std::string weights() const { return copy_ + "/model.safetensors"; }
   std::string copy_, data_;
 };
@@ -156,9 +168,8 @@ TEST_F(DamagedModel, WithoutOneOfItsFiles) {
     SCOPED_TRACE(name);
     std::filesystem::rename(copy_ + "/" + name, dir_ / "aside");
     const RunResult result = RunMoe({"eval", "--model", copy_, "--data", data_});
-    EXPECT_EQ(result.exit_code, 1);
-    EXPECT_EQ(result.out, "");
-    EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+    ExpectOneLine(result);
+    EXPECT_NE(result.err.find(name), std::string::npos) << result.err;
     std::filesystem::rename(dir_ / "aside", copy_ + "/" + name);
   }
 }
@@ -183,10 +194,7 @@ TEST_F(DamagedModel, WithABitFlipped) {
     std::string damaged = bytes;
     damaged[at] = static_cast<char>(damaged[at] ^ (1 << bit));
     WriteFile(weights(), damaged);
-    const RunResult result = RunMoe({"eval", "--model", copy_, "--data", data_});
-    EXPECT_EQ(result.exit_code, 1) << result.out;
-    EXPECT_EQ(result.out, "");
-    EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+    ExpectOneLine(RunMoe({"eval", "--model", copy_, "--data", data_}));
   }
 }
 
@@ -195,9 +203,29 @@ TEST_F(DamagedModel, OfAnotherConfiguration) {
   config["num_hidden_layers"] = 3;
   WriteFile(copy_ + "/config.json", config.dump());
   const RunResult result = RunMoe({"eval", "--model", copy_, "--data", data_});
-  EXPECT_EQ(result.exit_code, 1);
-  EXPECT_EQ(result.out, "");
-  EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+  ExpectOneLine(result);
+  EXPECT_NE(result.err.find("model.layers.2."), std::string::npos) << result.err;
+}
+
+TEST_F(DamagedModel, WithoutATensorOrWithOneTooMany) {
+  const std::string bytes = ReadFile(weights());
+  uint64_t size = header_size(bytes);
+  const json header = json::parse(bytes.substr(8, size));
+  const std::string name = "model.norm.weight";
+  ASSERT_TRUE(header.contains(name));
+  for (const std::string& other : {std::string("model.other.weight"), std::string("model.layers.0.extra.weight")}) {
+    SCOPED_TRACE(other);
+    json changed = header;
+    changed[other] = changed[name];
+    changed.erase(name);
+    changed.erase("__metadata__");  // checksums by name
+    const std::string text = changed.dump();
+    size = text.size();
+    WriteFile(weights(), std::string(reinterpret_cast<const char*>(&size), 8) + text + bytes.substr(8 + header_size(bytes)));
+    const RunResult result = RunMoe({"eval", "--model", copy_, "--data", data_});
+    ExpectOneLine(result);
+    EXPECT_TRUE(result.err.find(name) != std::string::npos || result.err.find(other) != std::string::npos) << result.err;
+  }
 }
 
 TEST_F(DamagedModel, WithATokenizerOfAnotherModel) {

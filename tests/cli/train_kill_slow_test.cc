@@ -4,13 +4,13 @@ namespace moe::test {
 namespace {
 
 TEST(TrainKilled, TwentyTimesEndsAsIfNeverStopped) {
-  KillAndResume(20, 1.0, 2, {"train.steps=600", "train.checkpoint_every=5", "train.eval_every=25", "model.layers=3"}, 2);
+  KillAndResume(20, 2, 4000, {"train.checkpoint_every=5", "train.eval_every=25", "model.layers=3"}, 2);
 }
 
 // Mostly within checkpoints: one after every step, of a model whose writing takes longer than its step.
 TEST(TrainKilled, WithinCheckpoints) {
-  KillAndResume(20, 0.5, 2,
-                {"train.steps=60", "train.checkpoint_every=1", "train.eval_every=1", "model.hidden=256", "model.experts=16",
+  KillAndResume(20, 2, 100,
+                {"train.checkpoint_every=1", "train.eval_every=1", "model.hidden=256", "model.experts=16",
                  "model.expert_width=128", "train.batch_tokens=32"},
                 3);
 }

@@ -4,7 +4,7 @@ namespace moe::test {
 namespace {
 
 TEST(TrainKilled, ThreeTimesEndsAsIfNeverStopped) {
-  KillAndResume(3, 0.15, 1, {"train.steps=40", "train.checkpoint_every=1", "train.eval_every=10"}, 1);
+  KillAndResume(3, 1, 60, {"train.checkpoint_every=1", "train.eval_every=10"}, 1);
 }
 
 }  // namespace

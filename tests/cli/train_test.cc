@@ -116,10 +116,19 @@ TEST_F(TrainCommand, TheFolderHasADefault) {
   EXPECT_TRUE(std::filesystem::exists(dir_ / "runs/r/model.safetensors"));
 }
 
+// Rows, widths and experts enough for several chunks and tiles of every kind.
 TEST_F(TrainCommand, ThreadsChangeNothing) {
-  ASSERT_EQ(Train("one").exit_code, 0);
-  ASSERT_EQ(RunMoe({"train", dir_ / "r.toml", "--out", dir_ / "two", "--threads", "2"}).exit_code, 0);
-  ExpectSameRun(dir_ / "one", dir_ / "two");
+  for (const char* dtype : {"f32", "bf16"}) {
+    SCOPED_TRACE(dtype);
+    for (const char* threads : {"1", "2", "3"}) {
+      const RunResult result = RunMoe({"train", dir_ / "r.toml", "--out", dir_ / (std::string(dtype) + threads), "--threads",
+                                       threads, "--dtype", dtype, "--set", "model.hidden=96", "model.expert_width=80",
+                                       "model.heads=3", "train.batch_tokens=1536", "train.micro_batch_tokens=768"});
+      ASSERT_EQ(result.exit_code, 0) << result.err;
+    }
+    for (const char* threads : {"2", "3"})
+      ExpectSameRun(dir_ / (std::string(dtype) + "1"), dir_ / (std::string(dtype) + threads));
+  }
 }
 
 TEST_F(TrainCommand, InterruptSavesAndSaysHowToGoOn) {
@@ -207,6 +216,7 @@ TEST_F(TrainCommand, ALossThatIsNotANumberStops) {
           result.err.find("in a run begun anew with another --out; the checkpoint of step 0 in " + dir_ / name + " is good"),
           std::string::npos)
           << result.err;
+      EXPECT_NE(result.err.find("layer"), std::string::npos) << "it should say where: " << result.err;
       EXPECT_EQ(result.err.find("nan"), std::string::npos) << result.err;
       const auto [step, loss] = StepAndLossOfCheckpoint(dir_, dir_ / name);
       EXPECT_EQ(step, 0);

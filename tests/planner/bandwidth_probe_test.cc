@@ -2,14 +2,17 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "moe/base/cpu_info.h"
 
 namespace moe {
 namespace {
 
 TEST(BandwidthProbe, BufferIsFarLargerThanTheCache) {
-  EXPECT_GE(BandwidthProbe::DefaultBytes(), 8 * GetCpuInfo().l3_bytes);
+  EXPECT_GE(BandwidthProbe::DefaultBytes(), std::min(4 * GetCpuInfo().l3_bytes, int64_t{1} << 30));
   EXPECT_GE(BandwidthProbe::DefaultBytes(), BandwidthProbe::kSampleBytes);
+  EXPECT_LE(BandwidthProbe::DefaultBytes(), int64_t{1} << 30);
 }
 
 // Every sample checks the sum of what it read, so one that skipped something would abort.
