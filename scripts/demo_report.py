@@ -10,6 +10,7 @@ import pathlib
 import sys
 
 ROWS = 12  # of the loss table
+QUIET = 0.02  # of the time that threads may wait for a core, as in `moe sweep`
 # Persuasion, 466,853 bytes: alone, and with the training text before it, less the training text alone. Compressors learn as they read.
 YARDSTICKS = (("xz -9e", 2.470, 2.133), ("zpaq -m5", 1.851, 1.574))
 
@@ -72,6 +73,9 @@ def summary(folder):
         best, worst = max(ratios, key=lambda r: r[1]), min(ratios, key=lambda r: r[1])
         lines += [f"Decoding, {what} over a dense model of its size: {best[1]:.2f}x at batch {best[0]} (best), "
                   f"{worst[1]:.2f}x at batch {worst[0]} (least)."]
+    waited = max(read_json(folder / f"{name}.json")["core_wait"] for name in ("sweep", "sweep-wide"))
+    if waited > QUIET:
+        lines += [f"Other programs ran meanwhile: threads waited {waited:.0%} of the sweeps' time for a core, so speeds and their ratios are doubtful."]
     lines += ["", "Files:"]
     shown = (("moe/", "the MoE: config.json, model.safetensors, tokenizer.json, metrics.jsonl; best/ is its best state"),
              ("dense/", "its dense twin of equal active parameters, the same"),

@@ -44,6 +44,7 @@ compile() {
   local folder=build/$1 quiet=()
   shift
   [[ -t 1 ]] || quiet=(--quiet)
+  [[ -e $folder/.ninja_log ]] || echo "  compiling; the first time this takes some minutes"
   ninja -C "$folder" -j "$CORES" "${quiet[@]}" "$@"
 }
 

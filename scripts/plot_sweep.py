@@ -17,9 +17,17 @@ CURVES = (("speedup_total", "dense_total", "#c2410c", "dense of equal total size
 
 
 def ticks(low, high):
-    """1, 2 and 5 times powers of ten, from `low` to `high`."""
-    steps = [base * 10.0**power for power in range(-3, 5) for base in (1, 2, 5)]
-    return [step for step in steps if low <= step <= high]
+    """1, 2 and 5 times powers of ten, from `low` to `high`; finer steps where these are fewer than four."""
+    for bases in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)):
+        steps = [base * 10.0**power for power in range(-3, 5) for base in bases]
+        shown = [step for step in steps if low <= step <= high]
+        if len(shown) >= 4:
+            break
+    return shown
+
+
+def millions(count):
+    return f"{count / 1e6:,.3g} M" if count < 1e9 else f"{count / 1e9:,.3g} B"
 
 
 def draw(sweep):
@@ -41,8 +49,8 @@ def draw(sweep):
 
     machine = sweep["machine"]
     model = sweep["models"]["moe"]
-    title = (f"{pathlib.Path(sweep['model']).name}: {model['parameters_total'] / 1e6:,.0f} M parameters, "
-             f"{model['parameters_active'] / 1e6:,.0f} M active, {model['experts']} experts, top-{model['top_k']}")
+    title = (f"{pathlib.Path(sweep['model']).name}: {millions(model['parameters_total'])} parameters, "
+             f"{millions(model['parameters_active'])} active, {model['experts']} experts, top-{model['top_k']}")
     below = (f"one decode step of B sequences, {sweep['dtype']}, context {sweep['context']}; {machine['cpu']}, "
              f"{machine['isa']}, {machine['threads']} threads")
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="13">',

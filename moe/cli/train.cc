@@ -165,8 +165,10 @@ std::string Summary(const RunSummary& summary, const RunInfo& info) {
   text =
       fmt::format("done        {} steps, {} tokens in {}: {}\n", summary.steps, Count(summary.tokens),
                   FormatSeconds(summary.seconds), FormatRate(static_cast<double>(summary.tokens) / summary.seconds, " tokens"));
-  text += fmt::format("memory      {} at its peak; as moe inspect counts it {}\n", Bytes(PeakResidentBytes()),
-                      Bytes(MemoryNeeded(info)));
+  if (info.steps_done < summary.steps) {
+    text += fmt::format("memory      {} at its peak; moe inspect --rows {} counts {}\n", Bytes(PeakResidentBytes()),
+                        info.train.micro_batch_tokens, Bytes(MemoryNeeded(info)));
+  }
   if (summary.best_step > 0) {
     text += fmt::format("best        {:.4f} bits/byte on the validation text after step {}: {}\n", summary.best_bits_per_byte,
                         summary.best_step, (std::filesystem::path(folder) / "best").string());
@@ -279,6 +281,14 @@ int RunTrain(int argc, char** argv) {
   if (const auto exit_code = ParseFlags(app, argc, argv)) return *exit_code;
   if (minutes->count() > 0 && !(overrides.minutes > 0)) {
     return Fail({"--minutes", fmt::format("got {}, expected a number above 0", overrides.minutes), 2});
+  }
+  if (minutes->count() > 0 && run.resume) {
+    return Fail(
+        {"--minutes", "got it with --resume, expected one of the two: a run keeps the number of steps it was begun with", 2});
+  }
+  for (const std::string& set : overrides.sets) {
+    if (minutes->count() == 0 || !set.starts_with("train.steps=") || set == "train.steps=") continue;
+    return Fail({"--minutes", fmt::format("got it with --set {}, expected one of the two", set), 2});
   }
   const auto exit_code = Train(flags);
   return exit_code ? *exit_code : Fail(exit_code.error());

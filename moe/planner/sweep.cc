@@ -58,10 +58,11 @@ struct Runner {
   StepStats stats;
   double last_s = 0;
 
-  int64_t steps = 0;                 // measured ones of this cell
-  std::vector<double> distinct_sum;  // [L] over those steps
-  std::vector<double> turn_s;        // steps of the turn
-  std::vector<double> round_s;       // median step of each round
+  int64_t steps = 0;                       // measured ones of this cell
+  std::vector<double> distinct_sum;        // [L] over those steps
+  std::vector<std::vector<uint8_t>> used;  // [L][E] whether a token came in any of them
+  std::vector<double> turn_s;              // steps of the turn
+  std::vector<double> round_s;             // median step of each round
 
   void StartCell(int64_t batch, int64_t context) {
     rows.assign(static_cast<size_t>(batch), {});
@@ -73,6 +74,7 @@ struct Runner {
     std::iota(logit_rows.begin(), logit_rows.end(), 0);
     steps = 0;
     distinct_sum.assign(subject->config.layers.size(), 0);
+    used.assign(subject->config.layers.size(), {});
     round_s.clear();
   }
 
@@ -99,6 +101,8 @@ struct Runner {
         const auto& tokens_per_expert = stats.layers[l].tokens_per_expert;
         distinct_sum[l] += static_cast<double>(
             std::count_if(tokens_per_expert.begin(), tokens_per_expert.end(), [](int64_t n) { return n > 0; }));
+        used[l].resize(tokens_per_expert.size());
+        for (size_t e = 0; e < used[l].size(); ++e) used[l][e] |= tokens_per_expert[e] > 0;
       }
     } while (total < kTurnSeconds && std::ssize(turn_s) < kMaxTurnSteps);
     if (!measured) return {};
@@ -107,13 +111,14 @@ struct Runner {
     return {};
   }
 
-  SweepCell Cell(const std::vector<size_t>& used, DType format, const DecodeStep& step) const {
+  SweepCell Cell(const std::vector<size_t>& rounds, DType format, const DecodeStep& step) const {
     std::vector<double> times;
-    for (const size_t round : used) times.push_back(round_s[round]);
+    for (const size_t round : rounds) times.push_back(round_s[round]);
     SweepCell cell{.s_per_step = Median(std::move(times)), .steps = steps, .distinct_experts = distinct_sum};
     cell.s_min = *std::min_element(round_s.begin(), round_s.end());
     cell.s_max = *std::max_element(round_s.begin(), round_s.end());
     for (double& distinct : cell.distinct_experts) distinct /= static_cast<double>(steps);
+    for (const auto& layer : used) cell.experts_used.push_back(std::count(layer.begin(), layer.end(), 1));
     cell.cost = DecodeCost(subject->config, format, step, cell.distinct_experts);
     return cell;
   }
@@ -135,11 +140,12 @@ void GiveRandomWeights(Model& model, std::span<std::byte> arena, uint64_t seed, 
   model.Repack(ctx);
 }
 
-// Keys and values of `context` past positions of every sequence.
+// Keys and values of `context` past positions of every sequence. For random weights values are 0: attention would else bring
+// the same to every token of a sequence, outweigh the token, and choose the same experts step after step.
 Status FillCache(const Model* loaded, int64_t context, uint64_t seed, KvCache& cache, ExecContext& ctx) {
   for (size_t l = 0; l < cache.k.size(); ++l) {
     FillRandomValues(cache.k[l].span(), kCacheRms, MixBits(seed) + 2 * l, ctx);
-    FillRandomValues(cache.v[l].span(), kCacheRms, MixBits(seed) + 2 * l + 1, ctx);
+    if (loaded != nullptr) FillRandomValues(cache.v[l].span(), kCacheRms, MixBits(seed) + 2 * l + 1, ctx);
   }
   if (loaded == nullptr || context == 0) return {};
   // A trained router looks at what attention brings, so a loaded model reads a past of its own making.

@@ -47,6 +47,7 @@ struct SweepCell {
   double s_min = 0, s_max = 0;           // over all rounds
   int64_t steps = 0;                     // measured, all rounds together
   std::vector<double> distinct_experts;  // [L] touched, mean over steps; 0 for dense layers
+  std::vector<int64_t> experts_used;     // [L] touched in any step
   StepCost cost;                         // with those experts
 
   double mean_distinct_experts(const ModelConfig& config) const;  // over its MoE layers; 0 without any

@@ -50,7 +50,10 @@ nlohmann::json CellJson(const SweepRow& row, const SweepSubject& subject, const 
                         {"bytes_per_s", cost.bytes / cell.s_per_step},
                         {"flop_per_s", cost.flop / cell.s_per_step},
                         {"fraction", cost.bytes / cell.s_per_step / row.read_bytes_per_s}};
-  if (subject.config.has_experts()) out["distinct_experts"] = cell.mean_distinct_experts(subject.config);
+  if (subject.config.has_experts()) {
+    out["distinct_experts"] = cell.mean_distinct_experts(subject.config);
+    out["experts_used"] = cell.experts_used;
+  }
   return out;
 }
 

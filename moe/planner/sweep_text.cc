@@ -200,8 +200,10 @@ std::string Notes(const SweepReport& report) {
   }
   if (report.core_wait > kQuiet) {
     text += fmt::format(
-        "- Other programs ran on these cores: threads waited {:.0f} % of the time for one. All figures are too slow; the least "
-        "step times are the better guide.\n",
+        "- Other programs ran on these cores: threads waited {:.0f} % of the time for one. All figures are too slow, and "
+        "ratios "
+        "doubtful: a short step fits between two interruptions, a long one does not. The least step times are the better "
+        "guide.\n",
         100 * report.core_wait);
   }
   std::vector<std::string> cached;
@@ -213,6 +215,19 @@ std::string Notes(const SweepReport& report) {
         "- Weights of {} fit in the last-level cache ({:.0f} MiB) and stay there from step to step, as in any decode "
         "loop: more than 100 % of the probe is possible.\n",
         fmt::join(cached, ", "), static_cast<double>(report.cache_bytes) / (1 << 20));
+  }
+  std::vector<std::string> partly;
+  for (size_t i = 0; i < report.subjects.size(); ++i) {
+    const bool faster = std::any_of(report.rows.begin(), report.rows.end(), [&](const SweepRow& row) {
+      return row.cells[i].cost.total().bytes > 1.05 * row.cells[i].s_per_step * row.read_bytes_per_s;
+    });
+    if (faster && report.subjects[i].weight_bytes >= report.cache_bytes) partly.push_back(Label(report.subjects[i]));
+  }
+  if (!partly.empty()) {
+    text += fmt::format(
+        "- At more than 100 % of the probe a step of {} found part of what it reads still in the last-level cache ({:.0f} "
+        "MiB).\n",
+        fmt::join(partly, ", "), static_cast<double>(report.cache_bytes) / (1 << 20));
   }
   if (report.interrupted) text += "- Stopped before the end: larger batches are missing.\n";
   return text;

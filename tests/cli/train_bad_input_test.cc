@@ -119,6 +119,8 @@ TEST_F(TrainBadInput, Flags) {
   ExpectFails(Train({"--set", "data.files=[]"}), 2, "--set data.files", "got no file");
   ExpectFails(Train({"--minutes", "0"}), 2, "--minutes", "got 0, expected a number above 0");
   ExpectFails(Train({"--minutes", "nan"}), 2, "--minutes", "expected");
+  ExpectFails(Train({"--minutes", "1", "--set", "train.steps=9"}), 2, "--minutes", "got it with --set train.steps=9");
+  ExpectFails(Train({"--minutes", "1", "--resume"}), 2, "--minutes", "got it with --resume");
   ExpectFails(Train({"--dtype", "f16"}), 2, "--dtype", "expected \"f32\" or \"bf16\"");
   ExpectFails(RunMoe({"train", dir_ / "r.toml", "--out", dir_ / "run", "--threads", "-1"}), 2, "--threads", "got -1");
   ExpectFails(RunMoe({"train"}), 2, "RECIPE", "got nothing, expected a recipe");

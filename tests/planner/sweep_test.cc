@@ -81,6 +81,25 @@ TEST(MeasureSweep, MeasuresAModelBesideItsTwins) {
   }
 }
 
+// What a step reads must not be what the step before left in the caches: every token chooses anew, whatever past it has.
+TEST(MeasureSweep, RandomWeightsUseAllExpertsInTime) {
+  Machine machine;
+  ModelConfig config = test::TinyMoe();
+  config.hidden = 128, config.num_heads = 4, config.num_kv_heads = 4, config.head_width = 32, config.vocab_size = 1000;
+  config.context = 128;
+  for (LayerSpec& layer : config.layers) layer.moe.router.num_experts = 32, layer.moe.router.top_k = 4;
+  for (const uint64_t seed : {1, 2}) {
+    SweepOptions options = Quick({1});
+    options.context = 64, options.seconds = 0.6, options.seed = seed, options.against = {};
+    const auto report = MeasureSweep(config, nullptr, options, {}, machine.ctx);
+    ASSERT_TRUE(report.has_value()) << report.error().Message();
+    const SweepCell& cell = report->rows[0].cells[0];
+    ASSERT_EQ(cell.experts_used.size(), config.layers.size());
+    ASSERT_GE(cell.steps, 40);
+    for (const int64_t used : cell.experts_used) EXPECT_GE(used, 31) << "in " << cell.steps << " steps";
+  }
+}
+
 TEST(MeasureSweep, TokensDifferFromStepToStep) {
   Machine machine;
   ModelConfig config = ManyExperts();

@@ -53,10 +53,11 @@ class DemoReport(unittest.TestCase):
                 {"parameters_total": total, "parameters_active": 2.9e6, "tokens": 123456, "seconds": 100, "tokens_per_s": speed}))
             (self.folder / f"{name}-eval.json").write_text(json.dumps({"bits_per_byte": bits}))
         rows = [{"batch": b, "speedup_total": s, "speedup_active": 0.9} for b, s in ((1, 2.5), (8, 1.1), (256, 1.9))]
-        (self.folder / "sweep.json").write_text(json.dumps({"rows": rows}))
-        (self.folder / "sweep-wide.json").write_text(json.dumps({"rows": [{"batch": 4, "speedup_total": 3.5}]}))
+        (self.folder / "sweep.json").write_text(json.dumps({"rows": rows, "core_wait": 0.01}))
+        (self.folder / "sweep-wide.json").write_text(json.dumps({"rows": [{"batch": 4, "speedup_total": 3.5}], "core_wait": 0.4}))
         done = run("summary", str(self.folder))
         self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("threads waited 40% of the sweeps' time for a core", done.stdout)
         for part in ("7.60 M", "123,456", "Training speed MoE / dense 0.75", "0.040 bits/byte better",
                      "xz -9e    2.470 alone, 2.133 after", "zpaq -m5  1.851 alone, 1.574 after", "2.50x at batch 1 (best)",
                      "1.10x at batch 8 (least)", "top-8) over a dense model of its size: 3.50x at batch 4", f"{self.folder}/moe/"):

@@ -47,8 +47,14 @@ class PlotSweep(unittest.TestCase):
         self.assertAlmostEqual(total[1][1] - total[0][1], 2 * (active[1][1] - active[2][1]), places=0)  # 4 to 1 is twice 0.25 to 0.5
         self.assertEqual(total[1][1], active[0][1])  # both 1
         text = "".join(root.itertext())
-        for part in ("a & b: 8 M parameters, 3 M active, 8 experts, top-2", "Some <CPU>", "batch 2: 0.25x", "batch 1: 4.00x"):
+        for part in ("a & b: 7.6 M parameters, 2.9 M active, 8 experts, top-2", "Some <CPU>", "batch 2: 0.25x", "batch 1: 4.00x"):
             self.assertIn(part, text)
+
+    def test_a_narrow_range_has_marks_too(self):
+        self.assertEqual(self.run_on(json.dumps(sweep((1.05, 1.27), (0.87, 0.8)))).returncode, 0)
+        root, _ = self.points()
+        marks = [text.text for text in root.iter(SVG + "text") if text.text.endswith("x")]
+        self.assertGreaterEqual(len(marks), 4, marks)
 
     def test_one_batch_alone(self):
         self.assertEqual(self.run_on(json.dumps(sweep((2,), (0.5,)))).returncode, 0)
