@@ -8,7 +8,9 @@ fuzz_s=${1:-60}
 [[ $fuzz_s =~ ^[0-9]+$ ]] || die "got '$fuzz_s', expected seconds"
 
 tidy() {
-  find moe -name '*.cc' | sort | xargs -P "$CORES" -n 1 clang-tidy-14 -p build/clang --quiet
+  # Its counts of what it found in other people's headers and keeps to itself are left out.
+  find moe -name '*.cc' | sort | xargs -P "$CORES" -n 1 clang-tidy-14 -p build/clang --quiet 2>&1 |
+    { grep -v ' warnings generated' || true; }
 }
 
 fuzz() {
