@@ -77,7 +77,7 @@ void RunItem(const GemmProblem& p, const Item& item, Scratch scratch, const Kern
   const float* a_f32[kMaxTileRows];
   const uint32_t* a_bf16[kMaxTileRows];
   for (int64_t panel = item.panel; panel < item.panel + item.panels; ++panel) {
-    const std::byte* b = w.data + panel * w.panel_bytes();
+    const std::byte* b = w.panel(panel);
     const int64_t column = panel * kPanel, columns = std::min(kPanel, w.N - column);
     for (int64_t r0 = 0; r0 < item.rows; r0 += k.max_rows) {
       const int64_t rows = std::min(k.max_rows, item.rows - r0), row = item.row + r0;
