@@ -36,7 +36,7 @@ set(MOE_EXTERNAL_cli nlohmann_json::nlohmann_json)
 set(MOE_ISA_FLAGS_scalar "")
 set(MOE_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
 set(MOE_ISA_FLAGS_avx512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512)
-set(MOE_ISA_FLAGS_avx512bf16 ${MOE_ISA_FLAGS_avx512} -mavx512bf16)
+set(MOE_ISA_FLAGS_avx512bf16 ${MOE_ISA_FLAGS_avx512} -mavx512bf16 -mavx512vnni)
 
 function(moe_libraries_from_layers layers_file)
   file(STRINGS ${layers_file} lines)

@@ -106,7 +106,7 @@ CpuInfo Detect() {
   info.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
   info.avx512 = info.avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  info.avx512bf16 = info.avx512 && __builtin_cpu_supports("avx512bf16");
+  info.avx512bf16 = info.avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
 #endif
   info.l2_bytes = CacheBytes(2, _SC_LEVEL2_CACHE_SIZE);
   info.l3_bytes = CacheBytes(3, _SC_LEVEL3_CACHE_SIZE);

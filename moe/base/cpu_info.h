@@ -6,13 +6,13 @@
 namespace moe {
 
 struct CpuInfo {
-  std::string name;     // as the kernel prints it
-  int num_threads = 1;  // processors this process may use: affinity, then cgroup quota
-  bool avx2 = false;    // with FMA and F16C
-  bool avx512 = false;  // F, BW, VL, DQ
-  bool avx512bf16 = false;
-  int64_t l2_bytes = 0;  // of one core
-  int64_t l3_bytes = 0;  // 0: unknown
+  std::string name;         // as the kernel prints it
+  int num_threads = 1;      // processors this process may use: affinity, then cgroup quota
+  bool avx2 = false;        // with FMA and F16C
+  bool avx512 = false;      // F, BW, VL, DQ
+  bool avx512bf16 = false;  // with VNNI, as every CPU that has it
+  int64_t l2_bytes = 0;     // of one core
+  int64_t l3_bytes = 0;     // 0: unknown
 };
 
 const CpuInfo& GetCpuInfo();

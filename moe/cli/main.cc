@@ -29,6 +29,7 @@ const std::vector<Command> kCommands = {
     {"generate", "continues a prompt", RunGenerate},
     {"inspect", "shows what a model is: layers, routing, parameters, memory", RunInspect},
     {"sweep", "measures a model beside its dense twins, at every batch size", RunSweep},
+    {"probe", "measures what this machine can do at most", RunProbe},
     {"trace", "walks one batch through one MoE layer, step by step", RunTrace},
 };
 

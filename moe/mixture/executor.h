@@ -6,6 +6,7 @@
 
 #include "moe/mixture/dispatch_plan.h"
 #include "moe/mixture/routing.h"
+#include "moe/ops/block_sparse.h"
 
 namespace moe {
 
@@ -14,6 +15,7 @@ struct ExpertLayout {
   std::span<const int32_t> slot_row;   // [S] slot -> row, -1 if dropped
   std::span<const int32_t> row_token;  // [rows] row i reads input[row_token[i]]; empty: input[i]
   MatView<const float> input;          // x [T,D], or its rows already in place [rows,D]
+  BlockTopology topology;              // block-sparse: where [rows, E*F] has values
 
   int64_t num_experts() const { return static_cast<int64_t>(begin.size()) - 1; }
   int64_t num_rows() const { return begin.back(); }
@@ -26,6 +28,11 @@ ExpertLayout GroupedLayout(const DispatchPlan& plan, MatView<const float> x);
 // Buckets [E, bucket_rows, D] in the arena: each expert's rows, then zeros. (The layout of GShard and Switch.)
 ExpertLayout PaddedLayout(const Routing& routing, const DispatchPlan& plan, int64_t bucket_rows, MatView<const float> x,
                           ExecContext& ctx);
+// The plan's rows, each expert's beginning with a block; [rows, E*F] has blocks where rows are an expert's and columns its own.
+ExpertLayout BlockSparseLayout(const DispatchPlan& plan, int64_t expert_width, MatView<const float> x, ExecContext& ctx);
+// Rows and columns of its blocks.
+int64_t ExpertBlock(int64_t expert_width);
+
 // Rows of a bucket: the capacity, or the most loaded expert's when dropless.
 int64_t BucketRows(const DispatchPlan& plan, int64_t capacity);
 // Writes zeros where a bucket holds no row of the plan. rows [E*bucket_rows, any].

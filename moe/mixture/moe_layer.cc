@@ -1,11 +1,9 @@
 #include "moe/mixture/moe_layer.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "moe/mixture/combine.h"
-#include "moe/ops/chunks.h"
-#include "moe/ops/elementwise.h"
+#include "moe/mixture/experts.h"
 
 namespace moe {
 namespace {
@@ -14,73 +12,6 @@ constexpr int64_t kWidthMultiple = 16;  // gates and ups are interleaved in grou
 
 MatView<float> AllocMat(int64_t rows, int64_t cols, ExecContext& ctx) {
   return {ctx.arena.Alloc<float>(rows * cols).data(), rows, cols};
-}
-
-// Tokens that are not padding, when some are: their rows, in order. Empty when all are tokens.
-struct ValidRows {
-  std::span<const int32_t> rows;  // [tokens]
-  std::span<int32_t> token_row;   // [T] its inverse, -1: padding
-  int64_t count = 0;              // tokens
-};
-ValidRows FindValidRows(const Routing& routing, ExecContext& ctx) {
-  const int64_t T = static_cast<int64_t>(routing.slot_begin.size()) - 1;
-  ValidRows out{.count = routing.aux.num_tokens};
-  if (out.count == T) return out;
-  const auto rows = ctx.arena.Alloc<int32_t>(out.count);
-  out.token_row = ctx.arena.Alloc<int32_t>(T);
-  int32_t next = 0;
-  for (size_t t = 0; t < static_cast<size_t>(T); ++t) {
-    const bool is_token = routing.slot_begin[t] < routing.slot_begin[t + 1];
-    out.token_row[t] = is_token ? next : -1;
-    if (is_token) rows[static_cast<size_t>(next++)] = static_cast<int32_t>(t);
-  }
-  out.rows = rows;
-  return out;
-}
-
-// The tokens' rows of m, side by side: m itself when there is no padding.
-MatView<const float> OnlyValid(MatView<const float> m, const ValidRows& valid, ExecContext& ctx) {
-  if (valid.count == m.rows) return m;
-  const MatView<float> out = AllocMat(valid.count, m.cols, ctx);
-  ForEachChunk(valid.count, RowsPerChunk(m.cols), ctx, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) {
-      std::memcpy(out.row(i), m.row(valid.rows[static_cast<size_t>(i)]), static_cast<size_t>(m.cols) * sizeof(float));
-    }
-  });
-  return out;
-}
-
-// A list of at most E + 2 problems in the arena.
-template <class Problem>
-class ProblemList {
- public:
-  ProblemList(int64_t capacity, ExecContext& ctx) : all_(ctx.arena.Alloc<Problem>(capacity)) {}
-  void Add(const Problem& problem) { all_[count_++] = problem; }
-  std::span<const Problem> span() const { return all_.first(count_); }
-
- private:
-  std::span<Problem> all_;
-  size_t count_ = 0;
-};
-
-// Calls fn(expert, first row, rows) for every expert that has rows.
-template <class F>
-void ForEachBusyExpert(const ExpertLayout& layout, F&& fn) {
-  for (int64_t e = 0; e < layout.num_experts(); ++e) {
-    if (layout.rows_of(e) > 0) fn(e, int64_t{layout.begin[static_cast<size_t>(e)]}, layout.rows_of(e));
-  }
-}
-
-MatView<const float> InputOf(const ExpertLayout& layout, int64_t begin, int64_t rows) {
-  return layout.row_token.empty() ? layout.input.Rows(begin, rows) : layout.input;
-}
-std::span<const int32_t> InputRowsOf(const ExpertLayout& layout, int64_t begin, int64_t rows) {
-  if (layout.row_token.empty()) return {};
-  return layout.row_token.subspan(static_cast<size_t>(begin), static_cast<size_t>(rows));
-}
-
-MatView<float> RowsOrEmpty(MatView<float> m, int64_t begin, int64_t rows) {
-  return m.empty() ? m : m.Rows(begin, rows);
 }
 
 }  // namespace
@@ -127,34 +58,6 @@ void Repack(MoeWeights& weights, bool with_transposed, ExecContext& ctx) {
 
 namespace {
 
-// Gate, up and activation, then down, of every busy expert and of the shared ones: two lists of products into the matrices of
-// `saved` (gate_up empty: not kept).
-void RunExperts(const MoeLayer& layer, MatView<const float> x, const ValidRows& valid, MoeSaved& saved,
-                MatView<float> shared_out, ExecContext& ctx) {
-  const MoeWeights& w = layer.weights;
-  ProblemList<GemmProblem> up(saved.layout.num_experts() + 1, ctx), down(saved.layout.num_experts() + 1, ctx);
-  ForEachBusyExpert(saved.layout, [&](int64_t e, int64_t begin, int64_t rows) {
-    up.Add({.a = InputOf(saved.layout, begin, rows),
-            .a_rows = InputRowsOf(saved.layout, begin, rows),
-            .weight = &w.gate_up.forward(e),
-            .epilogue = Epilogue::kSwiglu,
-            .c = saved.hidden.Rows(begin, rows),
-            .pre_activation = RowsOrEmpty(saved.gate_up, begin, rows)});
-    down.Add({.a = saved.hidden.Rows(begin, rows), .weight = &w.down.forward(e), .c = saved.expert_out.Rows(begin, rows)});
-  });
-  if (!shared_out.empty() && shared_out.rows > 0) {
-    up.Add({.a = x,
-            .a_rows = valid.rows,
-            .weight = &w.shared_gate_up.forward(),
-            .epilogue = Epilogue::kSwiglu,
-            .c = saved.shared_hidden,
-            .pre_activation = saved.shared_gate_up});
-    down.Add({.a = saved.shared_hidden, .weight = &w.shared_down.forward(), .c = shared_out});
-  }
-  GroupedGemm(up.span(), ctx);
-  GroupedGemm(down.span(), ctx);
-}
-
 // Forward with everything in `saved`; what only backward needs is made when training.
 Status Run(const MoeLayer& layer, MatView<const float> x, std::span<const uint8_t> valid_flags, MatView<float> y, bool training,
            MoeSaved& saved, ExecContext& ctx) {
@@ -170,9 +73,18 @@ Status Run(const MoeLayer& layer, MatView<const float> x, std::span<const uint8_
                                ? ExpertCapacity(rc.capacity_factor, saved.routing.aux.num_tokens, rc.top_k, E)
                                : kNoCapacity;
   saved.plan = BuildDispatchPlan(saved.routing, E, capacity, ctx);
-  saved.layout = config.executor == Executor::kPadded
-                     ? PaddedLayout(saved.routing, saved.plan, BucketRows(saved.plan, capacity), x, ctx)
-                     : GroupedLayout(saved.plan, x);
+  switch (config.executor) {
+    case Executor::kGrouped:
+    case Executor::kLoop:
+      saved.layout = GroupedLayout(saved.plan, x);
+      break;
+    case Executor::kPadded:
+      saved.layout = PaddedLayout(saved.routing, saved.plan, BucketRows(saved.plan, capacity), x, ctx);
+      break;
+    case Executor::kBlockSparse:
+      saved.layout = BlockSparseLayout(saved.plan, F, x, ctx);
+      break;
+  }
   const ValidRows valid = Fs > 0 ? FindValidRows(saved.routing, ctx) : ValidRows{};
   saved.token_row = valid.token_row;
   const int64_t rows = saved.layout.num_rows();
@@ -223,7 +135,7 @@ void MoeLayer::Backward(MatView<const float> x, const MoeSaved& saved, MatView<c
                         MatView<float> d_x, ExecContext& ctx) const {
   const MoeWeights& w = weights;
   const ExpertLayout& layout = saved.layout;
-  const int64_t T = x.rows, D = x.cols, E = config.router.num_experts, F = config.expert_width, Fs = config.shared_width();
+  const int64_t T = x.rows, D = x.cols, E = config.router.num_experts, Fs = config.shared_width();
   const int64_t rows = layout.num_rows();
   MOE_CHECK(d_y.rows == T && d_y.cols == D && d_x.rows == T && d_x.cols == D, "d_y [{},{}] d_x [{},{}], expected [{},{}]",
             d_y.rows, d_y.cols, d_x.rows, d_x.cols, T, D);
@@ -242,45 +154,13 @@ void MoeLayer::Backward(MatView<const float> x, const MoeSaved& saved, MatView<c
   const ValidRows valid = FindValidRows(saved.routing, ctx);
   const bool shared = Fs > 0 && valid.count > 0;
   const MatView<const float> d_shared_out = shared ? OnlyValid(d_y, valid, ctx) : MatView<const float>();
-  const MatView<float> d_hidden = AllocMat(rows, F, ctx), d_gate_up = AllocMat(rows, 2 * F, ctx);
   const MatView<float> d_input = AllocMat(rows, D, ctx);
-  const MatView<float> d_shared_hidden = AllocMat(shared ? valid.count : 0, Fs, ctx);
-  const MatView<float> d_shared_gate_up = AllocMat(shared ? valid.count : 0, 2 * Fs, ctx);
   const MatView<float> d_shared_input = shared ? AllocMat(valid.count, D, ctx) : MatView<float>();
-
-  ProblemList<GemmProblem> to_hidden(E + 1, ctx), to_input(E + 1, ctx);
-  ProblemList<WeightGradProblem> to_weights(2 * E + 3, ctx);
-  ForEachBusyExpert(layout, [&](int64_t e, int64_t begin, int64_t n) {
-    const MatView<const float> d_o = d_out.Rows(begin, n);
-    to_hidden.Add({.a = d_o, .weight = &w.down.transposed(e), .c = d_hidden.Rows(begin, n)});
-    to_input.Add({.a = d_gate_up.Rows(begin, n), .weight = &w.gate_up.transposed(e), .c = d_input.Rows(begin, n)});
-    to_weights.Add({.d_y = d_o, .x = saved.hidden.Rows(begin, n), .d_w = w.down.grad(e), .format = w.down.format()});
-    to_weights.Add({.d_y = d_gate_up.Rows(begin, n),
-                    .x = InputOf(layout, begin, n),
-                    .x_rows = InputRowsOf(layout, begin, n),
-                    .d_w = w.gate_up.grad(e),
-                    .format = w.gate_up.format()});
-  });
-  if (shared) {
-    to_hidden.Add({.a = d_shared_out, .weight = &w.shared_down.transposed(), .c = d_shared_hidden});
-    to_input.Add({.a = d_shared_gate_up, .weight = &w.shared_gate_up.transposed(), .c = d_shared_input});
-    to_weights.Add(
-        {.d_y = d_shared_out, .x = saved.shared_hidden, .d_w = w.shared_down.grad(), .format = w.shared_down.format()});
-    to_weights.Add({.d_y = d_shared_gate_up,
-                    .x = x,
-                    .x_rows = valid.rows,
-                    .d_w = w.shared_gate_up.grad(),
-                    .format = w.shared_gate_up.format()});
-  }
+  std::optional<WeightGradProblem> router;
   if (valid.count > 0) {
-    to_weights.Add({.d_y = OnlyValid(d_logits, valid, ctx), .x = x, .x_rows = valid.rows, .d_w = w.router_packed.grad()});
+    router = {.d_y = OnlyValid(d_logits, valid, ctx), .x = x, .x_rows = valid.rows, .d_w = w.router_packed.grad()};
   }
-
-  GroupedGemm(to_hidden.span(), ctx);
-  SwigluBackward(saved.gate_up, d_hidden, d_gate_up, ctx);
-  if (shared) SwigluBackward(saved.shared_gate_up, d_shared_hidden, d_shared_gate_up, ctx);
-  GroupedGemm(to_input.span(), ctx);
-  GroupedWeightGrad(to_weights.span(), ctx);
+  RunExpertsBackward(*this, x, valid, saved, d_out, d_shared_out, d_input, d_shared_input, router, ctx);
 
   // d_x: the shared experts' part, the slots' in order, the router's.
   Combine(saved.routing, layout.slot_row, {}, d_input, d_shared_input, saved.token_row, d_x, ctx);

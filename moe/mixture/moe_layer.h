@@ -16,6 +16,8 @@ namespace moe {
 enum class Executor : uint8_t {
   kGrouped,  // one list of ragged products over the experts' rows
   kPadded,   // buckets of `capacity` rows per expert, the empty ones zero: what textbooks draw, and the twin to measure against
+  kLoop,     // one product after the other, expert by expert: what frameworks do
+  kBlockSparse,  // products with one block-sparse matrix of all experts' activations (Gale et al. 2022, MegaBlocks)
 };
 
 struct MoeConfig {

@@ -36,9 +36,11 @@ int64_t GemmScratch(DType format, int64_t K) {
   return format == DType::kBf16 ? kThreads * kRowBlock * K * 2 : 0;
 }
 
-// Rows that the experts work on together. What drops is not known beforehand: what fits the buckets.
+// Rows that the experts work on together. What drops is not known beforehand: what fits the buckets. Blocks are half empty at
+// an expert's end.
 int64_t ExpertRows(const MoeConfig& moe, int64_t T, bool training) {
-  const int64_t slots = T * moe.router.top_k, E = moe.router.num_experts;
+  const int64_t E = moe.router.num_experts, half_blocks = E * ExpertBlock(moe.expert_width) / 2;
+  const int64_t slots = T * moe.router.top_k + (moe.executor == Executor::kBlockSparse ? half_blocks : 0);
   if (!training || moe.router.capacity_factor <= 0) return slots;
   const int64_t capacity = ExpertCapacity(moe.router.capacity_factor, T, moe.router.top_k, E);
   if (moe.executor == Executor::kPadded) return E * std::min(capacity, INT32_MAX / E);  // whole buckets, however empty
@@ -73,7 +75,7 @@ int64_t FfnBackwardScratch(const LayerSpec& layer, DType format, int64_t D, int6
   const int64_t rows = ExpertRows(moe, T, true);
   int64_t bytes = (T * moe.router.top_k + rows * (2 * D + 3 * F) + T * E) * kFloat;
   bytes += WeightGradScratch(format, rows, D, F, false) +
-           WeightGradScratch(format, rows, 2 * F, D, moe.executor == Executor::kGrouped) +
+           WeightGradScratch(format, rows, 2 * F, D, moe.executor != Executor::kPadded) +
            WeightGradScratch(DType::kF32, T, E, D, false);
   if (Fs > 0) {
     bytes +=

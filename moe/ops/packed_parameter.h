@@ -35,6 +35,8 @@ class PackedParameter {
   int64_t K() const { return K_; }
   const PackedWeight& forward(int64_t i = 0) const { return forward_[static_cast<size_t>(i)]; }
   const PackedWeight& transposed(int64_t i = 0) const { return transposed_[static_cast<size_t>(i)]; }
+  std::span<const PackedWeight> forward_all() const { return forward_; }
+  std::span<const PackedWeight> transposed_all() const { return transposed_; }
   MatView<float> grad(int64_t i = 0) const;  // [N,K]
 
  private:

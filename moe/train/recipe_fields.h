@@ -31,7 +31,10 @@ inline constexpr Choices<RecipeFfn, 4> kFfnChoices{{{{"moe", RecipeFfn::kMoe},
                                                      {"dense-total", RecipeFfn::kDenseTotal}}}};
 inline constexpr Choices<RouterScore, 2> kScoreChoices{
     {{{"softmax", RouterScore::kSoftmax}, {"topk_softmax", RouterScore::kTopKSoftmax}}}};
-inline constexpr Choices<Executor, 2> kExecutorChoices{{{{"grouped", Executor::kGrouped}, {"padded", Executor::kPadded}}}};
+inline constexpr Choices<Executor, 4> kExecutorChoices{{{{"grouped", Executor::kGrouped},
+                                                         {"padded", Executor::kPadded},
+                                                         {"loop", Executor::kLoop},
+                                                         {"block-sparse", Executor::kBlockSparse}}}};
 inline constexpr Choices<QkNorm, 3> kQkNormChoices{
     {{{"none", QkNorm::kNone}, {"per_head", QkNorm::kPerHead}, {"whole", QkNorm::kWhole}}}};
 inline constexpr Choices<TokenizerKind, 3> kTokenizerChoices{

@@ -207,6 +207,8 @@ TEST(Peak, CountsItsWork) {
     EXPECT_EQ(table->peak_f32(20, &sink), 2 * f32);
     EXPECT_GE(f32, 10.0 * 2 * static_cast<double>(table->max_rows) * 8);  // 8: two of the narrowest vectors
     EXPECT_EQ(table->peak_bf16(10, &sink), 2 * f32);                      // a pair is two products
+    EXPECT_EQ(table->peak_int8(10, &sink), 4 * f32);
+    EXPECT_EQ(sink, 0.0f);
   }
 }
 

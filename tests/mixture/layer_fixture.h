@@ -14,6 +14,8 @@
 
 namespace moe::test {
 
+inline constexpr Executor kExecutors[] = {Executor::kGrouped, Executor::kPadded, Executor::kLoop, Executor::kBlockSparse};
+
 inline std::vector<double> ToDoubles(const std::vector<float>& x) {
   return {x.begin(), x.end()};
 }

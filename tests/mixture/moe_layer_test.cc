@@ -109,9 +109,8 @@ TEST_P(LayerAgainstTwin, ForwardAndEveryGradientLieWithinDerivedBounds) {
   Case c = GetParam();
   for (const KernelTable* kernels : SupportedKernelTables()) {
     for (const DType format : {DType::kF32, DType::kBf16}) {
-      for (const Executor executor : {Executor::kGrouped, Executor::kPadded}) {
-        SCOPED_TRACE(
-            fmt::format("{} {} {}", kernels->name, Name(format), executor == Executor::kPadded ? "padded" : "grouped"));
+      for (const Executor executor : kExecutors) {
+        SCOPED_TRACE(fmt::format("{} {} executor {}", kernels->name, Name(format), static_cast<int>(executor)));
         c.options.kernels = kernels, c.options.format = format, c.options.config.executor = executor;
         Layer layer(c.options);
         Data data = MakeData(c);

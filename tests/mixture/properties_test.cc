@@ -77,7 +77,7 @@ void ExpectSameStep(const LayerStep& a, const LayerStep& b) {
   EXPECT_EQ(a.aux.entropy, b.aux.entropy);
 }
 
-TEST(LayerProperties, PaddedAndGroupedAgreeBitForBitForwardAndBackward) {
+TEST(LayerProperties, ExecutorsAgreeBitForBitForwardAndBackward) {
   for (uint64_t seed = 0; seed < 120; ++seed) {
     SCOPED_TRACE(seed);
     Rng rng(seed);
@@ -87,10 +87,13 @@ TEST(LayerProperties, PaddedAndGroupedAgreeBitForBitForwardAndBackward) {
     const auto x = NormalFloats(T * options.D, rng), d_y = NormalFloats(T * options.D, rng);
     const auto valid = RandomValid(T, rng);
     Layer grouped(options);
-    options.config.executor = Executor::kPadded;
-    Layer padded(options);
-    ExpectSameStep(grouped.Train(x, d_y, valid, 0.5f), padded.Train(x, d_y, valid, 0.5f));
-    ExpectSameBits(grouped.Infer(x, valid).y, padded.Infer(x, valid).y);
+    for (const Executor executor : kExecutors) {
+      SCOPED_TRACE(static_cast<int>(executor));
+      options.config.executor = executor;
+      Layer other(options);
+      ExpectSameStep(grouped.Train(x, d_y, valid, 0.5f), other.Train(x, d_y, valid, 0.5f));
+      ExpectSameBits(grouped.Infer(x, valid).y, other.Infer(x, valid).y);
+    }
   }
 }
 
@@ -99,7 +102,7 @@ TEST(LayerProperties, BitwiseTheSameForOneToFourThreads) {
     SCOPED_TRACE(seed);
     Rng rng(seed + 1000);
     LayerOptions options = RandomOptions(rng);
-    options.config.executor = seed % 2 == 0 ? Executor::kGrouped : Executor::kPadded;
+    options.config.executor = kExecutors[seed % 4];
     if (seed % 3 == 0) options.config.router.capacity_factor = 1;
     const int64_t T = 500 + rng.Below(500);  // several chunks of every kind
     const auto x = NormalFloats(T * options.D, rng), d_y = NormalFloats(T * options.D, rng);
@@ -166,7 +169,7 @@ TEST(LayerProperties, ABatchIsItsTokensOneByOne) {
     Rng rng(seed);
     LayerOptions options = RandomOptions(rng);
     options.config.router.capacity_factor = 0.5;  // inference never drops
-    options.config.executor = seed % 2 == 0 ? Executor::kGrouped : Executor::kPadded;
+    options.config.executor = kExecutors[seed % 4];
     const auto D = static_cast<size_t>(options.D);
     const auto x = NormalFloats(8 * options.D, rng);
     Layer layer(options);
@@ -238,7 +241,7 @@ TEST(LayerProperties, StridesDoNotMatter) {
 }
 
 TEST(LayerProperties, AStepAsksNothingOfTheHeapOnceTheArenaHasItsSize) {
-  for (const Executor executor : {Executor::kGrouped, Executor::kPadded}) {
+  for (const Executor executor : kExecutors) {
     for (const DType format : {DType::kF32, DType::kBf16}) {
       LayerOptions options{.D = 24, .format = format, .threads = 2};
       options.config.executor = executor;

@@ -94,7 +94,7 @@ TEST(Traps, Trap14_CapacityZeroDropsEverything) {
 TEST(Traps, Trap14_CapacityBeyondTheTokensIsDropless) {
   Rng rng(15);
   const auto x = NormalFloats(7 * 8, rng), d_y = NormalFloats(7 * 8, rng);
-  for (const Executor executor : {Executor::kGrouped, Executor::kPadded}) {
+  for (const Executor executor : kExecutors) {
     LayerOptions options;
     options.config.executor = executor;
     const LayerStep dropless = Layer(options).Train(x, d_y);
@@ -108,7 +108,7 @@ TEST(Traps, Trap14_CapacityBeyondTheTokensIsDropless) {
 }
 
 TEST(Traps, Trap14_NoTokensOneTokenAndFewerTokensThanExperts) {
-  for (const Executor executor : {Executor::kGrouped, Executor::kPadded}) {
+  for (const Executor executor : kExecutors) {
     for (const double capacity_factor : {0.0, 1.0}) {
       for (const size_t T : {0, 1, 3}) {
         LayerOptions options;
@@ -133,7 +133,7 @@ TEST(Traps, Trap14_NoTokensOneTokenAndFewerTokensThanExperts) {
 // ---- 15: an expert without tokens: its weight gradient is written, exactly 0, and what was accumulated before stays.
 
 TEST(Traps, Trap15_EmptyExpertsGradientIsExactlyZeroAndKeepsWhatWasThere) {
-  for (const Executor executor : {Executor::kGrouped, Executor::kPadded}) {
+  for (const Executor executor : kExecutors) {
     for (const DType format : {DType::kF32, DType::kBf16}) {
       LayerOptions options;
       options.config.router.num_experts = 8;

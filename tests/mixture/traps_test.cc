@@ -101,7 +101,7 @@ LayerOptions DroppingOptions() {
 }
 
 TEST(Traps, Trap04_DroppedSlotsGetNoGradientInGateExpertOrInput) {
-  for (const Executor executor : {Executor::kGrouped, Executor::kPadded}) {
+  for (const Executor executor : kExecutors) {
     LayerOptions options = DroppingOptions();
     options.config.executor = executor;
     Layer layer(options);
@@ -136,7 +136,7 @@ TEST(Traps, Trap04_DroppedSlotsGetNoGradientInGateExpertOrInput) {
 }
 
 TEST(Traps, Trap04_PaddingRowsMayHoldAnythingAndGetNothing) {
-  for (const Executor executor : {Executor::kGrouped, Executor::kPadded}) {
+  for (const Executor executor : kExecutors) {
     for (const DType format : {DType::kF32, DType::kBf16}) {
       LayerOptions options;
       options.config.num_shared_experts = 1;

@@ -61,6 +61,7 @@ std::vector<Case> Cases() {
       RouterConfig& router = MoeOf(c.config, l).router;
       router.capacity_factor = 0.6, router.balance_loss = 0.5, router.z_loss = 0.2;
     }
+    MoeOf(c.config, 0).executor = Executor::kBlockSparse;
     MoeOf(c.config, 1).executor = Executor::kPadded;
   });
   add("dense only", [](Case& c) { c.config = TinyDense(); });

@@ -43,6 +43,9 @@ std::vector<Case> Cases() {
       layer.moe.router.capacity_factor = 8, layer.moe.executor = Executor::kPadded;
     }
   });
+  add("blocks", [](ModelConfig& c) {
+    for (LayerSpec& layer : c.layers) layer.moe.executor = Executor::kBlockSparse;
+  });
   add("dense", [](ModelConfig& c) { c.layers.assign(3, LayerSpec{.ffn = FfnKind::kDense, .ffn_width = 512}); });
   add("a large vocabulary", [](ModelConfig& c) { c.vocab_size = 20000, c.tie_embeddings = false; });
   return cases;

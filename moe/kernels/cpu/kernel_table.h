@@ -50,6 +50,7 @@ struct KernelTable {
   // Multiply-adds between registers, as many at once as a full tile has; returns the FLOP done. The tiles' ceiling.
   double (*peak_f32)(int64_t steps, float* sink);
   double (*peak_bf16)(int64_t steps, float* sink);
+  double (*peak_int8)(int64_t steps, float* sink);
 
   float (*dot)(const float* x, const float* y, int64_t n);
   float (*max)(const float* x, int64_t n);  // -inf when n = 0; NaNs are not ordered

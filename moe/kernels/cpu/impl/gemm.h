@@ -25,6 +25,7 @@ struct Columns {
 struct StepF32 {
   using Element = float;
   using BVector = VecF;
+  using Acc = VecF;
   MOE_INLINE static BVector LoadB(const float* b) { return Load(b); }
   MOE_INLINE static VecF Fma(float a, BVector b, VecF acc) { return a * b + acc; }
   MOE_INLINE static void Keep(BVector& b) { MOE_KEEP(b); }
@@ -34,6 +35,7 @@ struct StepF32 {
 // acc += a.low * b.low + a.high * b.high for one pair of bf16.
 struct StepBf16 {
   using Element = uint32_t;
+  using Acc = VecF;
   static constexpr double kFlop = 4;
 #ifdef __AVX512BF16__
   using BVector = VecI;
@@ -206,10 +208,36 @@ void PackBf16(const float* w, int64_t n_stride, int64_t k_stride, int64_t num_n,
   }
 }
 
+// Four products of 8-bit integers per lane, summed in 32 bits: what quantised weights could reach.
+struct StepInt8 {
+  using Element = uint32_t;
+  using BVector = VecI;
+  using Acc = VecI;
+  static constexpr double kFlop = 8;
+  MOE_INLINE static BVector LoadB(const uint32_t* b) { return LoadInt(b); }
+  MOE_INLINE static void Keep(BVector& b) { MOE_KEEP(b); }
+  MOE_INLINE static VecI Fma(uint32_t a, BVector b, VecI acc) {
+#if defined(__AVX512VNNI__)
+    const __m512i x = _mm512_set1_epi32(static_cast<int>(a));
+    return reinterpret_cast<VecI>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc), x, reinterpret_cast<__m512i>(b)));
+#elif defined(__AVX512BW__)
+    const __m512i x = _mm512_set1_epi32(static_cast<int>(a)), pairs = _mm512_maddubs_epi16(x, reinterpret_cast<__m512i>(b));
+    return acc + reinterpret_cast<VecI>(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+#elif defined(__AVX2__)
+    const __m256i x = _mm256_set1_epi32(static_cast<int>(a)), pairs = _mm256_maddubs_epi16(x, reinterpret_cast<__m256i>(b));
+    return acc + reinterpret_cast<VecI>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#else
+    for (int i = 0; i < 32; i += 8) acc += static_cast<int32_t>(a >> i & 0xff) * (b << (24 - i) >> 24);
+    return acc;
+#endif
+  }
+};
+
 // Multiply-adds on as many accumulators as a full tile has, operands never leaving registers: what the tile could reach.
 template <class Step>
 MOE_INLINE double Peak(int64_t steps, float* sink) {
-  VecF acc[kMaxRows][kPassVectors] = {};
+  using Acc = typename Step::Acc;
+  Acc acc[kMaxRows][kPassVectors] = {};
   const typename Step::Element zeros[kPassColumns] = {}, a{};  // any values do
   typename Step::BVector b[kPassVectors];
   for (int64_t v = 0; v < kPassVectors; ++v) b[v] = Step::LoadB(zeros + v * kLanes);
@@ -223,10 +251,10 @@ MOE_INLINE double Peak(int64_t steps, float* sink) {
       }
     }
   }
-  VecF sum = {};
+  Acc sum = {};
   for (int r = 0; r < kMaxRows; ++r)
     for (int v = 0; v < kPassVectors; ++v) sum += acc[r][v];
-  *sink = SumLanes(sum);
+  *sink = SumLanes(reinterpret_cast<VecF>(sum));
   return Step::kFlop * static_cast<double>(steps * kMaxRows * kPassColumns);
 }
 double PeakF32(int64_t steps, float* sink) {
@@ -234,6 +262,9 @@ double PeakF32(int64_t steps, float* sink) {
 }
 double PeakBf16(int64_t steps, float* sink) {
   return Peak<StepBf16>(steps, sink);
+}
+double PeakInt8(int64_t steps, float* sink) {
+  return Peak<StepInt8>(steps, sink);
 }
 
 }  // namespace

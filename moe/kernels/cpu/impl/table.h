@@ -17,6 +17,7 @@ const KernelTable kTable = {
     .interleave_bf16 = InterleaveBf16,
     .peak_f32 = PeakF32,
     .peak_bf16 = PeakBf16,
+    .peak_int8 = PeakInt8,
     .dot = Dot,
     .max = MaxOf,
     .exp_sum = ExpSum,

@@ -3,6 +3,7 @@
 #define MOE_ISA_NAME "avx2"
 #define MOE_VECTOR_BYTES 32
 #define MOE_TILE_ROWS 6
+#include <immintrin.h>
 
 #include "moe/kernels/cpu/impl/simd.h"
 //

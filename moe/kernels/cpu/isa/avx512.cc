@@ -3,6 +3,7 @@
 #define MOE_ISA_NAME "avx512"
 #define MOE_VECTOR_BYTES 64
 #define MOE_TILE_ROWS 12
+#include <immintrin.h>
 
 #include "moe/kernels/cpu/impl/simd.h"
 //

@@ -1,0 +1,115 @@
+// moe probe: what this machine can do at most.
+
+#include "moe/planner/probe.h"
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "moe/base/cpu_info.h"
+#include "moe/base/interrupt.h"
+#include "moe/base/progress.h"
+#include "moe/cli/commands.h"
+#include "moe/cli/common.h"
+
+namespace moe {
+namespace {
+
+struct Column {
+  const char *title, *unit, *key;
+  Measured Ceilings::*value;
+};
+// In the order of the table; `key`: of the JSON.
+const Column kColumns[] = {
+    {"read", "B", "read_bytes_per_s", &Ceilings::read_bytes_per_s},
+    {"read, 4 MiB chunks", "B", "chunk_read_bytes_per_s", &Ceilings::chunk_read_bytes_per_s},
+    {"read-modify-write", "B", "rmw_bytes_per_s", &Ceilings::rmw_bytes_per_s},
+    {"f32", "FLOP", "f32", &Ceilings::peak_f32},
+    {"bf16", "FLOP", "bf16", &Ceilings::peak_bf16},
+    {"int8", "OP", "int8", &Ceilings::peak_int8},
+};
+
+std::string TextOf(const MachineProbe& probe) {
+  std::string out = fmt::format("{}, {}, {} threads. Median of {} rounds, and (least to most).\n\n", probe.cpu, probe.isa,
+                                probe.all().threads, probe.rounds);
+  out += fmt::format("{:<20}", "threads");
+  for (const Ceilings& c : probe.by_threads) out += fmt::format("{:>34}", c.threads);
+  out += '\n';
+  for (const Column& column : kColumns) {
+    out += fmt::format("{:<20}", column.title);
+    for (const Ceilings& c : probe.by_threads) {
+      const Measured& m = c.*column.value;
+      const std::string range = fmt::format("({:.4g} to {:.4g})", m.min / 1e9, m.max / 1e9);
+      out += fmt::format("{:>34}", FormatRate(m.median, column.unit) + " " + range);
+    }
+    out += '\n';
+  }
+  out += fmt::format("{:<20}", "barrier");
+  for (const Ceilings& c : probe.by_threads) {
+    out += fmt::format("{:>34}", fmt::format("{} ({:.3g} to {:.3g})", FormatSeconds(c.barrier_s.median), c.barrier_s.min * 1e6,
+                                             c.barrier_s.max * 1e6));
+  }
+  return out + '\n';
+}
+
+nlohmann::json JsonOf(const Ceilings& c) {
+  nlohmann::json j = {{"threads", c.threads}, {"barrier_s", c.barrier_s.median}};
+  for (const Column& column : kColumns) {
+    const Measured& m = c.*column.value;
+    const bool bytes = std::string_view(column.unit) == "B";
+    auto& place = bytes ? j : j["peak_flop_per_s"];
+    place[column.key] = m.median;
+    if (bytes) place[std::string(column.key) + "_min"] = m.min, place[std::string(column.key) + "_max"] = m.max;
+  }
+  return j;
+}
+
+nlohmann::json JsonOf(const MachineProbe& probe) {
+  nlohmann::json j = JsonOf(probe.all());
+  j["cpu"] = probe.cpu, j["isa"] = probe.isa, j["rounds"] = probe.rounds, j["interrupted"] = probe.interrupted;
+  j["by_threads"] = nlohmann::json::array();
+  for (const Ceilings& c : probe.by_threads) j["by_threads"].push_back(JsonOf(c));
+  return j;
+}
+
+}  // namespace
+
+int RunProbe(int argc, char** argv) {
+  CommonFlags common;
+  ProbeOptions options;
+  CommonFlags machine;  // --out: the same JSON, under the name that other commands look for
+  CLI::App app("Measures what this machine can do at most: memory, multiply-adds, barriers, for 1, 2, 4 ... threads.",
+               "moe probe");
+  app.add_option("--seconds", options.seconds, "To spend on measuring (default 10)")->type_name("X");
+  app.add_option("--out", machine.json, "Write the result to this file, as --json does")->type_name("FILE");
+  AddCommonFlags(app, common);
+  SetExamples(
+      app, {{"moe probe", "the ceilings that other figures are fractions of"}, {"moe probe --out machine.json", "and kept"}});
+  if (const auto code = ParseFlags(app, argc, argv)) return *code;
+  if (!(options.seconds >= 0 && options.seconds <= 3600)) {
+    return Fail({"--seconds", fmt::format("got {}, expected 0 to 3600", options.seconds), 2});
+  }
+  if (machine.json == "-") return Fail({"--out", "got '-', expected a file; --json - writes to stdout", 2});
+  for (const CommonFlags* flags : {&common, &machine}) {
+    if (const Status target = CheckJsonTarget(*flags); !target) return Fail(target.error());
+  }
+  const auto context = MakeRunContext(common);
+  if (!context) return Fail(context.error());
+  options.max_threads = (*context)->pool.num_threads();
+  InstallInterruptHandler();
+  MachineProbe probe;
+  {
+    ProgressLine line;
+    probe = ProbeMachine(options, (*context)->kernels, [&](double share) {
+      if (!common.json_on_stdout() && line.Due()) line.Update(fmt::format("{} measuring this machine", ProgressBar(share, 20)));
+    });
+  }
+  if (!common.json_on_stdout()) {
+    if (const auto written = WriteStdout(TextOf(probe)); !written) return Fail(written.error());
+  }
+  for (const CommonFlags* flags : {&common, &machine}) {
+    if (const Status status = WriteJsonResult(*flags, JsonOf(probe)); !status) return Fail(status.error());
+  }
+  return probe.interrupted ? kExitInterrupted : 0;
+}
+
+}  // namespace moe
