@@ -14,51 +14,50 @@
 namespace moe {
 namespace {
 
-struct Column {
-  const char *title, *unit, *key;
-  Measured Ceilings::*value;
+struct Row {
+  Ceiling ceiling;
+  const char *title, *unit, *key;  // key: of the JSON
 };
-// In the order of the table; `key`: of the JSON.
-const Column kColumns[] = {
-    {"read", "B", "read_bytes_per_s", &Ceilings::read_bytes_per_s},
-    {"read, 4 MiB chunks", "B", "chunk_read_bytes_per_s", &Ceilings::chunk_read_bytes_per_s},
-    {"read-modify-write", "B", "rmw_bytes_per_s", &Ceilings::rmw_bytes_per_s},
-    {"f32", "FLOP", "f32", &Ceilings::peak_f32},
-    {"bf16", "FLOP", "bf16", &Ceilings::peak_bf16},
-    {"int8", "OP", "int8", &Ceilings::peak_int8},
+const Row kRows[] = {
+    {Ceiling::kRead, "read", "B", "read_bytes_per_s"},
+    {Ceiling::kReadChunks, "read, 4 MiB chunks", "B", "chunk_read_bytes_per_s"},
+    {Ceiling::kReadModifyWrite, "read-modify-write", "B", "rmw_bytes_per_s"},
+    {Ceiling::kOptimizerStream, "optimizer's streams", "B", "optimizer_bytes_per_s"},
+    {Ceiling::kPeakF32, "f32", "FLOP", "f32"},
+    {Ceiling::kPeakBf16, "bf16", "FLOP", "bf16"},
+    {Ceiling::kPeakInt8, "int8", "OP", "int8"},
 };
 
 std::string TextOf(const MachineProbe& probe) {
-  std::string out = fmt::format("{}, {}, {} threads. Median of {} rounds, and (least to most).\n\n", probe.cpu, probe.isa,
-                                probe.all().threads, probe.rounds);
-  out += fmt::format("{:<20}", "threads");
-  for (const Ceilings& c : probe.by_threads) out += fmt::format("{:>34}", c.threads);
+  std::string out = fmt::format("{}, {}, {} threads. Median of {} rounds, and (least to most).\n\n{:<20}", probe.cpu, probe.isa,
+                                probe.all().threads, probe.rounds, "threads");
+  for (const CeilingsOf& c : probe.by_threads) out += fmt::format("{:>34}", c.threads);
   out += '\n';
-  for (const Column& column : kColumns) {
-    out += fmt::format("{:<20}", column.title);
-    for (const Ceilings& c : probe.by_threads) {
-      const Measured& m = c.*column.value;
-      const std::string range = fmt::format("({:.4g} to {:.4g})", m.min / 1e9, m.max / 1e9);
-      out += fmt::format("{:>34}", FormatRate(m.median, column.unit) + " " + range);
+  for (const Row& row : kRows) {
+    out += fmt::format("{:<20}", row.title);
+    for (const CeilingsOf& c : probe.by_threads) {
+      const Measured& m = c[row.ceiling];
+      out += fmt::format("{:>34}",
+                         fmt::format("{} ({:.4g} to {:.4g} G)", FormatRate(m.median, row.unit), m.min / 1e9, m.max / 1e9));
     }
     out += '\n';
   }
   out += fmt::format("{:<20}", "barrier");
-  for (const Ceilings& c : probe.by_threads) {
-    out += fmt::format("{:>34}", fmt::format("{} ({:.3g} to {:.3g})", FormatSeconds(c.barrier_s.median), c.barrier_s.min * 1e6,
-                                             c.barrier_s.max * 1e6));
+  for (const CeilingsOf& c : probe.by_threads) {
+    const Measured& m = c[Ceiling::kBarrier];
+    out += fmt::format("{:>34}", fmt::format("{} ({:.3g} to {:.3g} us)", FormatSeconds(m.median), m.min * 1e6, m.max * 1e6));
   }
   return out + '\n';
 }
 
-nlohmann::json JsonOf(const Ceilings& c) {
-  nlohmann::json j = {{"threads", c.threads}, {"barrier_s", c.barrier_s.median}};
-  for (const Column& column : kColumns) {
-    const Measured& m = c.*column.value;
-    const bool bytes = std::string_view(column.unit) == "B";
+nlohmann::json JsonOf(const CeilingsOf& c) {
+  nlohmann::json j = {{"threads", c.threads}, {"barrier_s", c[Ceiling::kBarrier].median}};
+  for (const Row& row : kRows) {
+    const Measured& m = c[row.ceiling];
+    const bool bytes = std::string_view(row.unit) == "B";
     auto& place = bytes ? j : j["peak_flop_per_s"];
-    place[column.key] = m.median;
-    if (bytes) place[std::string(column.key) + "_min"] = m.min, place[std::string(column.key) + "_max"] = m.max;
+    place[row.key] = m.median;
+    if (bytes) place[std::string(row.key) + "_min"] = m.min, place[std::string(row.key) + "_max"] = m.max;
   }
   return j;
 }
@@ -67,7 +66,7 @@ nlohmann::json JsonOf(const MachineProbe& probe) {
   nlohmann::json j = JsonOf(probe.all());
   j["cpu"] = probe.cpu, j["isa"] = probe.isa, j["rounds"] = probe.rounds, j["interrupted"] = probe.interrupted;
   j["by_threads"] = nlohmann::json::array();
-  for (const Ceilings& c : probe.by_threads) j["by_threads"].push_back(JsonOf(c));
+  for (const CeilingsOf& c : probe.by_threads) j["by_threads"].push_back(JsonOf(c));
   return j;
 }
 

@@ -1,45 +1,41 @@
 #pragma once
-// What this machine can do at most, for 1, 2, 4 ... N threads: the ceilings that every other figure is a fraction of.
+// The ceilings of this machine for 1, 2, 4 ... N threads.
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <string>
 #include <vector>
 
-#include "moe/ops/exec_context.h"
+#include "moe/planner/ceilings.h"
 
 namespace moe {
 
 struct ProbeOptions {
   int max_threads = 1;
   double seconds = 10;        // to spend; every figure is measured three times even so
-  int64_t buffer_bytes = -1;  // what is read and written; -1: far larger than the last-level cache
+  int64_t buffer_bytes = -1;  // of a CeilingProbe
 };
 
-// Median over rounds, and how far rounds went apart.
+// Over rounds: the median, and how far they went apart.
 struct Measured {
   double median = 0, min = 0, max = 0;
 };
+Measured Summarize(std::vector<double> samples);  // not empty
 
-struct Ceilings {
+struct CeilingsOf {
   int threads = 1;
-  Measured read_bytes_per_s;        // in order
-  Measured chunk_read_bytes_per_s;  // in chunks of kChunkBytes, in random order: experts' matrices
-  Measured rmw_bytes_per_s;         // read, change and write back in place; both directions count
-  Measured peak_f32, peak_bf16,
-      peak_int8;       // FLOP/s (int8: operations) of multiply-adds between registers, all threads together
-  Measured barrier_s;  // to begin and end a parallel piece of work that does nothing
-
-  static constexpr int64_t kChunkBytes = int64_t{4} << 20;
+  std::array<Measured, kNumCeilings> values;
+  const Measured& operator[](Ceiling c) const { return values[static_cast<size_t>(c)]; }
 };
 
 struct MachineProbe {
   std::string cpu, isa;
-  std::vector<Ceilings> by_threads;  // ascending; the last has max_threads
+  std::vector<CeilingsOf> by_threads;  // ascending; the last has max_threads
   int rounds = 0;
   bool interrupted = false;
 
-  const Ceilings& all() const { return by_threads.back(); }
+  const CeilingsOf& all() const { return by_threads.back(); }
 };
 
 // Rounds over all figures and thread counts in turn, so that slow phases of a shared machine hit all alike. `progress` (may be

@@ -9,7 +9,7 @@
 #include "moe/base/clock.h"
 #include "moe/base/cpu_info.h"
 #include "moe/base/rng.h"
-#include "moe/planner/bandwidth_probe.h"
+#include "moe/planner/ceilings.h"
 #include "moe/planner/random_weights.h"
 
 namespace moe {
@@ -220,8 +220,7 @@ Result<SweepReport> MeasureSweep(const ModelConfig& config, const Model* loaded,
   }
   KvCache cache = KvCache::Make(config, options.batches.back(), options.context + 1);
   MOE_TRY(FillCache(loaded, options.context, options.seed, cache, ctx));
-  const int64_t probe_bytes = options.probe_bytes > 0 ? options.probe_bytes : BandwidthProbe::DefaultBytes();
-  BandwidthProbe probe(probe_bytes, std::min(probe_bytes, BandwidthProbe::kSampleBytes), ctx);
+  CeilingProbe probe(options.probe_bytes, ctx.kernels);
 
   const double measuring = NowSeconds();
   const double waited = CoreWaitSeconds();
@@ -253,7 +252,7 @@ Result<SweepReport> MeasureSweep(const ModelConfig& config, const Model* loaded,
         if (!report.interrupted) MOE_TRY(runner.Turn(/*measured=*/true, cache, ctx));
         ++turns;
       }
-      if (!report.interrupted) probes.push_back(probe.Sample(ctx));
+      if (!report.interrupted) probes.push_back(probe.Sample(Ceiling::kRead, ctx.pool));
     }
     if (report.interrupted) break;
 

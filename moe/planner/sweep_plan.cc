@@ -4,7 +4,7 @@
 
 #include "moe/base/cpu_info.h"
 #include "moe/base/progress.h"
-#include "moe/planner/bandwidth_probe.h"
+#include "moe/planner/ceilings.h"
 #include "moe/planner/sweep.h"
 
 namespace moe {
@@ -76,7 +76,7 @@ std::vector<SweepSubject> SweepSubjects(const ModelConfig& config, SweepWeights 
 }
 
 SweepMemory CountSweepMemory(const ModelConfig& config, SweepWeights weights, const SweepOptions& options) {
-  SweepMemory memory{.probe_buffer = options.probe_bytes > 0 ? options.probe_bytes : BandwidthProbe::DefaultBytes()};
+  SweepMemory memory{.probe_buffer = options.probe_bytes > 0 ? options.probe_bytes : CeilingProbe::DefaultBytes()};
   const int64_t batch = options.batches.back();
   int64_t arena = 0;
   for (const SweepSubject& subject : SweepSubjects(config, weights, options)) {

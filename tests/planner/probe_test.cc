@@ -24,18 +24,24 @@ TEST(ProbeMachine, HasEveryFigureForEveryThreadCountOnEveryTable) {
     EXPECT_EQ(probe.all().threads, 3);
     ASSERT_FALSE(shares.empty());
     EXPECT_EQ(shares.back(), 1);
-    for (const Ceilings& c : probe.by_threads) {
-      for (const Measured* m :
-           {&c.read_bytes_per_s, &c.chunk_read_bytes_per_s, &c.rmw_bytes_per_s, &c.peak_f32, &c.peak_bf16, &c.peak_int8}) {
-        EXPECT_GT(m->min, 1e6);
-        EXPECT_LE(m->min, m->median);
-        EXPECT_LE(m->median, m->max);
-        EXPECT_LT(m->max, 1e15);
+    for (const CeilingsOf& c : probe.by_threads) {
+      for (int i = 0; i < kNumCeilings; ++i) {
+        const auto ceiling = static_cast<Ceiling>(i);
+        SCOPED_TRACE(i);
+        EXPECT_GT(c[ceiling].min, ceiling == Ceiling::kBarrier ? 0 : 1e6);
+        EXPECT_LE(c[ceiling].min, c[ceiling].median);
+        EXPECT_LE(c[ceiling].median, c[ceiling].max);
+        EXPECT_LT(c[ceiling].max, ceiling == Ceiling::kBarrier ? 1 : 1e15);
       }
-      EXPECT_GT(c.barrier_s.median, 0);
-      EXPECT_LT(c.barrier_s.median, 1);
     }
   }
+}
+
+TEST(Summarize, TakesTheMedianOfOddAndEvenCounts) {
+  EXPECT_EQ(Summarize({3, 1, 2}).median, 2);
+  EXPECT_EQ(Summarize({4, 1, 2, 3}).median, 2.5);
+  EXPECT_EQ(Summarize({4, 1, 2, 3}).min, 1);
+  EXPECT_EQ(Summarize({4, 1, 2, 3}).max, 4);
 }
 
 }  // namespace

@@ -1,0 +1,123 @@
+#include "moe/planner/ceilings.h"
+
+#include <algorithm>
+#include <atomic>
+#include <numeric>
+#include <vector>
+
+#include "moe/base/check.h"
+#include "moe/base/clock.h"
+#include "moe/base/cpu_info.h"
+#include "moe/ops/chunks.h"
+
+namespace moe {
+namespace {
+
+constexpr double kPeakSeconds = 2e-3;              // of one sample of multiply-adds
+constexpr int kBarriers = 200;                     // of one sample
+constexpr int64_t kPieceBytes = int64_t{8} << 20;  // of one thread at a time: in smaller ones prefetchers lose their way
+
+}  // namespace
+
+int64_t CeilingProbe::DefaultBytes() {
+  // Virtual machines name caches of hundreds of megabytes, of which they have a part.
+  return std::clamp(4 * GetCpuInfo().l3_bytes, int64_t{256} << 20, int64_t{1} << 30);
+}
+
+CeilingProbe::CeilingProbe(int64_t buffer_bytes, const KernelTable& kernels) : kernels_(kernels) {
+  if (buffer_bytes < 0) buffer_bytes = DefaultBytes();
+  num_chunks_ = std::max<int64_t>(1, CeilDiv(buffer_bytes, kChunkBytes));
+  buffer_ = AllocateAligned(static_cast<size_t>(num_chunks_ * kChunkBytes));
+  std::fill_n(Floats(0), num_chunks_ * kChunkBytes / 4, 1.0f);  // written, or all pages would be the one page of zeros
+}
+
+double CeilingProbe::Sample(Ceiling ceiling, ThreadPool& pool) {
+  switch (ceiling) {
+    case Ceiling::kRead:
+      return Read(true, pool);
+    case Ceiling::kReadChunks:
+      return Read(false, pool);
+    case Ceiling::kReadModifyWrite:
+      return ReadModifyWrite(pool);
+    case Ceiling::kOptimizerStream:
+      return OptimizerStream(pool);
+    case Ceiling::kPeakF32:
+      return Peak(kernels_.peak_f32, pool);
+    case Ceiling::kPeakBf16:
+      return Peak(kernels_.peak_bf16, pool);
+    case Ceiling::kPeakInt8:
+      return Peak(kernels_.peak_int8, pool);
+    case Ceiling::kBarrier:
+      break;
+  }
+  const double start = NowSeconds();
+  for (int i = 0; i < kBarriers; ++i) pool.ParallelFor(pool.num_threads(), [](int64_t, int) {});
+  return (NowSeconds() - start) / kBarriers;
+}
+
+double CeilingProbe::Read(bool in_order, ThreadPool& pool) {
+  std::vector<int64_t> order(static_cast<size_t>(num_chunks_));
+  std::iota(order.begin(), order.end(), int64_t{0});
+  if (!in_order) {
+    for (int64_t i = num_chunks_ - 1; i > 0; --i) {
+      std::swap(order[static_cast<size_t>(i)], order[static_cast<size_t>(rng_.Below(i + 1))]);
+    }
+  }
+  const int64_t at_once = in_order ? kPieceBytes / kChunkBytes : 1, count = kChunkBytes / 4;
+  std::atomic<int64_t> sum = 0;  // exact: of ones
+  const double start = NowSeconds();
+  pool.ParallelFor(CeilDiv(num_chunks_, at_once), [&](int64_t piece, int) {
+    for (int64_t i = piece * at_once; i < std::min(num_chunks_, (piece + 1) * at_once); ++i) {
+      sum += static_cast<int64_t>(kernels_.sum_squares(Floats(order[static_cast<size_t>(i)] * kChunkBytes), count));
+    }
+  });
+  const double seconds = NowSeconds() - start;
+  MOE_CHECK(sum == num_chunks_ * count, "the probe summed {} over {} ones", sum.load(), num_chunks_ * count);
+  return static_cast<double>(buffer_bytes()) / seconds;
+}
+
+double CeilingProbe::ReadModifyWrite(ThreadPool& pool) {
+  const double start = NowSeconds();
+  pool.ParallelFor(num_chunks_, [&](int64_t i, int) { kernels_.scale(1.0f, kChunkBytes / 4, Floats(i * kChunkBytes)); });
+  return 2 * static_cast<double>(buffer_bytes()) / (NowSeconds() - start);
+}
+
+double CeilingProbe::OptimizerStream(ThreadPool& pool) {
+  constexpr int64_t kBlock = 4096;  // bytes of one stream before the next
+  const int64_t stream = buffer_bytes() / 4 / kBlock * kBlock, blocks = stream / kBlock;
+  std::atomic<int64_t> sum = 0;
+  const double start = NowSeconds();
+  const int64_t blocks_at_once = kChunkBytes / kBlock / 4;
+  pool.ParallelFor(CeilDiv(blocks, blocks_at_once), [&](int64_t piece, int) {
+    int64_t own = 0;
+    for (int64_t i = piece * blocks_at_once; i < std::min(blocks, (piece + 1) * blocks_at_once); ++i) {
+      own += static_cast<int64_t>(kernels_.sum_squares(Floats(i * kBlock), kBlock / 4));
+      for (int64_t s = 1; s < 4; ++s) kernels_.scale(1.0f, kBlock / 4, Floats(s * stream + i * kBlock));
+    }
+    sum += own;
+  });
+  const double seconds = NowSeconds() - start;
+  MOE_CHECK(sum == stream / 4, "the probe summed {} over {} ones", sum.load(), stream / 4);
+  return 7 * static_cast<double>(stream) / seconds;
+}
+
+double CeilingProbe::Peak(double (*peak)(int64_t, float*), ThreadPool& pool) {
+  int64_t steps = 1000;
+  for (double seconds = 0;; steps *= 2) {
+    float sink = 0;
+    const double start = NowSeconds();
+    peak(steps, &sink);
+    seconds = NowSeconds() - start;
+    if (seconds >= kPeakSeconds / 4) break;
+  }
+  steps *= 4;
+  std::vector<double> flop(static_cast<size_t>(pool.num_threads()));
+  const double start = NowSeconds();
+  pool.ParallelFor(pool.num_threads(), [&](int64_t i, int) {
+    float sink = 0;
+    flop[static_cast<size_t>(i)] = peak(steps, &sink);
+  });
+  return std::accumulate(flop.begin(), flop.end(), 0.0) / (NowSeconds() - start);
+}
+
+}  // namespace moe
