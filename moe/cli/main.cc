@@ -30,6 +30,7 @@ const std::vector<Command> kCommands = {
     {"inspect", "shows what a model is: layers, routing, parameters, memory", RunInspect},
     {"sweep", "measures a model beside its dense twins, at every batch size", RunSweep},
     {"probe", "measures what this machine can do at most", RunProbe},
+    {"bench", "measures the parts of a step as fractions of that", RunBench},
     {"trace", "walks one batch through one MoE layer, step by step", RunTrace},
 };
 

@@ -10,30 +10,17 @@
 #include "moe/base/progress.h"
 #include "moe/cli/commands.h"
 #include "moe/cli/common.h"
+#include "moe/planner/probe_json.h"
 
 namespace moe {
 namespace {
-
-struct Row {
-  Ceiling ceiling;
-  const char *title, *unit, *key;  // key: of the JSON
-};
-const Row kRows[] = {
-    {Ceiling::kRead, "read", "B", "read_bytes_per_s"},
-    {Ceiling::kReadChunks, "read, 4 MiB chunks", "B", "chunk_read_bytes_per_s"},
-    {Ceiling::kReadModifyWrite, "read-modify-write", "B", "rmw_bytes_per_s"},
-    {Ceiling::kOptimizerStream, "optimizer's streams", "B", "optimizer_bytes_per_s"},
-    {Ceiling::kPeakF32, "f32", "FLOP", "f32"},
-    {Ceiling::kPeakBf16, "bf16", "FLOP", "bf16"},
-    {Ceiling::kPeakInt8, "int8", "OP", "int8"},
-};
 
 std::string TextOf(const MachineProbe& probe) {
   std::string out = fmt::format("{}, {}, {} threads. Median of {} rounds, and (least to most).\n\n{:<20}", probe.cpu, probe.isa,
                                 probe.all().threads, probe.rounds, "threads");
   for (const CeilingsOf& c : probe.by_threads) out += fmt::format("{:>34}", c.threads);
   out += '\n';
-  for (const Row& row : kRows) {
+  for (const CeilingName& row : CeilingNames()) {
     out += fmt::format("{:<20}", row.title);
     for (const CeilingsOf& c : probe.by_threads) {
       const Measured& m = c[row.ceiling];
@@ -48,26 +35,6 @@ std::string TextOf(const MachineProbe& probe) {
     out += fmt::format("{:>34}", fmt::format("{} ({:.3g} to {:.3g} us)", FormatSeconds(m.median), m.min * 1e6, m.max * 1e6));
   }
   return out + '\n';
-}
-
-nlohmann::json JsonOf(const CeilingsOf& c) {
-  nlohmann::json j = {{"threads", c.threads}, {"barrier_s", c[Ceiling::kBarrier].median}};
-  for (const Row& row : kRows) {
-    const Measured& m = c[row.ceiling];
-    const bool bytes = std::string_view(row.unit) == "B";
-    auto& place = bytes ? j : j["peak_flop_per_s"];
-    place[row.key] = m.median;
-    if (bytes) place[std::string(row.key) + "_min"] = m.min, place[std::string(row.key) + "_max"] = m.max;
-  }
-  return j;
-}
-
-nlohmann::json JsonOf(const MachineProbe& probe) {
-  nlohmann::json j = JsonOf(probe.all());
-  j["cpu"] = probe.cpu, j["isa"] = probe.isa, j["rounds"] = probe.rounds, j["interrupted"] = probe.interrupted;
-  j["by_threads"] = nlohmann::json::array();
-  for (const CeilingsOf& c : probe.by_threads) j["by_threads"].push_back(JsonOf(c));
-  return j;
 }
 
 }  // namespace

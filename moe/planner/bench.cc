@@ -1,49 +1,96 @@
 #include "moe/planner/bench.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <thread>
 
 #include "moe/base/check.h"
 #include "moe/base/clock.h"
+#include "moe/base/interrupt.h"
 
 namespace moe {
 namespace {
 
 constexpr int kMinRounds = 3;
-constexpr double kRunSeconds = 2e-3;  // of one round, at least: clocks and barriers are lost in it
+constexpr double kSampleSeconds = 2e-3;  // at least: clocks and barriers are lost in it
+// OpenMP's and OpenBLAS's threads spin after their work, on the processors that the next run wants.
+constexpr auto kPeersRest = std::chrono::milliseconds(3);
 
-// Seconds of one run: of `repeats` of them together.
-double SecondsOf(const std::function<void()>& run, int64_t repeats) {
+double SecondsOf(const std::function<void()>& run) {
   const double start = NowSeconds();
-  for (int64_t i = 0; i < repeats; ++i) run();
-  return (NowSeconds() - start) / static_cast<double>(repeats);
+  run();
+  return NowSeconds() - start;
 }
 
-int64_t Repeats(const std::function<void()>& run) {
-  run();  // caches, pages and arenas have their state after it
-  return std::max<int64_t>(1, static_cast<int64_t>(std::ceil(kRunSeconds / std::max(SecondsOf(run, 1), 1e-9))));
-}
+// Takes samples of one run: seconds of it, of as many together as it takes to fill a sample.
+class Sampler {
+ public:
+  explicit Sampler(const std::function<void()>& run) : run_(run) {
+    run_();  // caches, pages and arenas have their state after it
+    repeats_ = std::max<int64_t>(1, static_cast<int64_t>(std::ceil(kSampleSeconds / std::max(SecondsOf(run_), 1e-9))));
+  }
+  double Sample() {
+    if (repeats_ > 1) run_();  // the others of the round have taken its place in the caches
+    const double start = NowSeconds();
+    for (int64_t i = 0; i < repeats_; ++i) run_();
+    seconds_.push_back((NowSeconds() - start) / static_cast<double>(repeats_));
+    return seconds_.back();
+  }
+  const std::vector<double>& seconds() const { return seconds_; }
+
+ private:
+  const std::function<void()>& run_;
+  int64_t repeats_ = 1;
+  std::vector<double> seconds_;
+};
 
 }  // namespace
 
 BenchResult RunBench(const BenchCase& bench, double seconds, CeilingProbe& probe, ExecContext& ctx) {
-  MOE_CHECK(bench.work > 0, "{}/{} does nothing", bench.group, bench.name);
+  MOE_CHECK(!bench.bounds.empty() && bench.bounds[0].work > 0, "{}/{} does nothing", bench.group, bench.name);
   const BenchRun run = bench.prepare(ctx);
-  const int64_t repeats = Repeats(run.run), peer_repeats = run.peer ? Repeats(run.peer) : 0;
-  std::vector<double> rates, ceilings, fractions, ratios;
+  MOE_CHECK((run.reference != nullptr) == !bench.reference.name.empty(), "{}/{}: reference without name, or name without one",
+            bench.group, bench.name);
+  const double work = bench.bounds[0].work, reference_work = bench.reference.work > 0 ? bench.reference.work : work;
+  Sampler own(run.run);
+  std::vector<Sampler> others;  // reference, if any, then peers
+  if (run.reference) others.emplace_back(run.reference);
+  for (const BenchPeer& peer : run.peers) others.emplace_back(peer.run);
+  std::this_thread::sleep_for(run.peers.empty() ? kPeersRest * 0 : kPeersRest);
+
+  std::vector<double> rates, ceilings, fractions;
+  std::vector<std::vector<double>> ratios(others.size());
   for (const double start = NowSeconds(); rates.size() < kMinRounds || NowSeconds() - start < seconds;) {
-    const double ceiling = probe.Sample(bench.ceiling, ctx.pool);
-    const double own = SecondsOf(run.run, repeats);
-    rates.push_back(bench.work / own);
-    ceilings.push_back(ceiling);
-    fractions.push_back(rates.back() / ceiling);
-    if (run.peer) ratios.push_back(SecondsOf(run.peer, peer_repeats) / own);
+    if (!rates.empty() && InterruptRequested()) break;
+    double least_s = 0;
+    for (const Bound& bound : bench.bounds) least_s = std::max(least_s, bound.work / probe.Sample(bound.ceiling, ctx.pool));
+    const double own_s = own.Sample();
+    rates.push_back(work / own_s);
+    ceilings.push_back(work / least_s);
+    fractions.push_back(least_s / own_s);
+    for (size_t i = 0; i < others.size(); ++i) {
+      const bool is_reference = i == 0 && run.reference;
+      const double other_s = others[i].Sample();
+      ratios[i].push_back(is_reference ? work / own_s * other_s / reference_work : other_s / own_s);
+      if (!is_reference) std::this_thread::sleep_for(kPeersRest);
+    }
   }
-  BenchResult result{.rounds = static_cast<int>(rates.size()),
+
+  BenchResult result{.group = bench.group,
+                     .name = bench.name,
+                     .in_bytes = InBytes(bench.bounds[0].ceiling),
+                     .rounds = static_cast<int>(rates.size()),
+                     .run_s = Summarize(own.seconds()),
                      .per_s = Summarize(rates),
                      .ceiling = Summarize(ceilings),
-                     .fraction = Summarize(fractions)};
-  if (!ratios.empty()) result.peer_ratio = Summarize(ratios);
+                     .fraction = Summarize(fractions),
+                     .reference = bench.reference.name};
+  if (run.reference) result.reference_ratio = Summarize(ratios[0]);
+  for (size_t i = 0; i < run.peers.size(); ++i) {
+    result.peers.push_back({run.peers[i].name, Summarize(ratios[ratios.size() - run.peers.size() + i])});
+  }
+  std::ranges::stable_sort(result.peers, {}, [](const PeerResult& p) { return p.ratio.median; });
   return result;
 }
 

@@ -11,30 +11,65 @@
 
 namespace moe {
 
+// Another way to the same result, run in the same rounds.
+struct BenchPeer {
+  std::string name;  // "onednn"
+  std::function<void()> run;
+};
+
 // Something to measure, ready to run again and again.
 struct BenchRun {
   std::function<void()> run;
-  std::function<void()> peer = nullptr;  // another way to the same result, run in the same rounds; may be empty
+  std::function<void()> reference = nullptr;  // where the case has one
+  std::vector<BenchPeer> peers = {};
+};
+
+// At least work / ceiling seconds pass.
+struct Bound {
+  Ceiling ceiling;
+  double work = 0;  // FLOP or bytes of one run, whatever the ceiling counts
+};
+
+// Another run of ours that the case is compared with.
+struct BenchReference {
+  std::string name;  // "dense"; empty: none
+  double work = 0;   // of one run of it, in the unit of the case's first bound; 0: the same
 };
 
 struct BenchCase {
-  std::string group, name;  // "dense", "bf16/1024x2048x2048"
-  Ceiling ceiling;          // what it is a fraction of
-  double work = 0;          // FLOP, or bytes, of one run
-  std::string peer;         // what the ratio is against
+  std::string group, name;    // "dense", "bf16/1024x2048x2048"
+  std::vector<Bound> bounds;  // not empty; the slowest counts, the first gives rates their unit
+  BenchReference reference = {};
+  int64_t memory_bytes = 0;  // that it will take, roughly; 0: little
   // Made when its turn comes and dropped after it: cases together would not fit into memory.
   std::function<BenchRun(ExecContext& ctx)> prepare;
 };
 
-struct BenchResult {
-  int rounds = 0;
-  Measured per_s;       // work per second
-  Measured ceiling;     // of the same unit
-  Measured fraction;    // of the ceiling beside it, round by round
-  Measured peer_ratio;  // the peer's time / ours, round by round; zeros without a peer
+struct PeerResult {
+  std::string name;
+  Measured ratio;  // its time / ours, round by round
 };
 
-// Rounds of ceiling, case and peer until `seconds` are spent, three at least. Short runs are repeated within a round.
+struct BenchResult {
+  std::string group, name;
+  bool in_bytes = false;          // rates are bytes/s; otherwise FLOP/s
+  int rounds = 0;                 // 0: not run
+  Measured run_s;                 // seconds of one run
+  Measured per_s;                 // work of the first bound per second
+  Measured ceiling;               // the same at the bound that counts
+  Measured fraction;              // per_s / the ceiling beside it, round by round
+  std::string reference;          // empty: none
+  Measured reference_ratio;       // our rate / its, round by round
+  std::vector<PeerResult> peers;  // fastest first
+};
+
+inline bool InBytes(Ceiling c) {
+  return c == Ceiling::kRead || c == Ceiling::kReadChunks || c == Ceiling::kReadModifyWrite || c == Ceiling::kOptimizerStream;
+}
+
+// Rounds of ceilings, case, reference and every peer in turn until `seconds` are spent, three at least (on Ctrl-C one), so that
+// slow phases of a shared machine hit all alike. A sample lasts 2 ms at least: short runs are repeated in it, after one that
+// brings their data back into the caches.
 BenchResult RunBench(const BenchCase& bench, double seconds, CeilingProbe& probe, ExecContext& ctx);
 
 }  // namespace moe

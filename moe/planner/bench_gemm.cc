@@ -2,100 +2,118 @@
 
 #include <algorithm>
 
-#include "moe/base/cpu_info.h"
 #include "moe/ops/gemm.h"
+#include "moe/planner/bench_operands.h"
 #include "moe/planner/random_weights.h"
-#include "moe/tensor/tensor.h"
 
 namespace moe {
 namespace {
-
-// Matrices, and weights in their packs, all random.
-struct Operands {
-  std::vector<Tensor> matrices;
-  std::vector<AlignedBytes> bytes;
-  std::vector<PackedWeight> weights;
-  size_t next = 0;  // weight
-
-  MatView<float> Matrix(int64_t rows, int64_t cols, ExecContext& ctx) {
-    matrices.emplace_back(std::vector<int64_t>{rows, cols});
-    FillRandomValues(matrices.back().span(), 1.0f, matrices.size(), ctx);
-    return matrices.back().mat();
-  }
-  void AddWeight(int64_t N, int64_t K, DType format, ExecContext& ctx) {
-    const int64_t size = PackedWeight::Bytes(format, N, K);
-    bytes.push_back(AllocateAligned(static_cast<size_t>(size)));
-    FillRandomWeights({bytes.back().get(), static_cast<size_t>(size)}, bytes.size(), ctx);
-    weights.push_back({.format = format, .N = N, .K = K, .data = bytes.back().get()});
-  }
-  const PackedWeight& NextWeight() { return weights[next++ % weights.size()]; }
-};
-
-double Flop(const GemmShape& s) {
-  return 2.0 * static_cast<double>(s.M) * static_cast<double>(s.N) * static_cast<double>(s.K);
-}
 
 std::string NameOf(const GemmShape& s, DType format) {
   return fmt::format("{}/{}x{}x{}", Name(format), s.M, s.N, s.K);
 }
 
-Ceiling PeakOf(DType format) {
-  return format == DType::kBf16 ? Ceiling::kPeakBf16 : Ceiling::kPeakF32;
+// Values of weight i, the same for us and for peers.
+MatView<const float> FillWeight(int64_t i, Tensor& w, ExecContext& ctx) {
+  FillRandomValues(w.span(), 0.02f, 1000 + static_cast<uint64_t>(i), ctx);
+  return w.mat();
+}
+
+void AddPacked(const GemmShape& s, DType format, int64_t i, Tensor& w, BenchOperands& operands, ExecContext& ctx) {
+  const auto size = static_cast<size_t>(PackedBytes(format, s.N, s.K, PackSide::kForward));
+  operands.bytes.push_back(AllocateAligned(size));
+  operands.weights.push_back(Pack(FillWeight(i, w, ctx), format, PackSide::kForward, {operands.bytes.back().get(), size}, ctx));
 }
 
 // y [M,N] = x [M,K] W^T with `count` weights in turn.
-BenchRun Products(const GemmShape& s, DType format, int64_t count, ExecContext& ctx) {
-  const auto operands = std::make_shared<Operands>();
-  operands->matrices.reserve(2);
-  const MatView<float> x = operands->Matrix(s.M, s.K, ctx), y = operands->Matrix(s.M, s.N, ctx);
-  for (int64_t i = 0; i < count; ++i) operands->AddWeight(s.N, s.K, format, ctx);
-  return {.run = [=, &ctx] { Gemm({.a = x, .weight = &operands->NextWeight(), .c = y}, ctx); }};
+BenchRun Products(const GemmShape& s, DType format, int64_t count, const GemmPeers& peers, ExecContext& ctx) {
+  const auto operands = std::make_shared<BenchOperands>();
+  const MatView<float> x = operands->Matrix(s.M, s.K, ctx), y = operands->Zeros(s.M, s.N);
+  const auto w = std::make_shared<Tensor>(std::vector<int64_t>{s.N, s.K});
+  for (int64_t i = 0; i < count; ++i) AddPacked(s, format, i, *w, *operands, ctx);
+  BenchRun out{.run = [=, &ctx] { Gemm({.a = x, .weight = &operands->NextWeight(), .c = y}, ctx); }};
+  if (!peers) return out;
+  out.run();
+  out.peers = peers({.shape = s,
+                     .format = format,
+                     .x = x,
+                     .num_weights = count,
+                     .weight = [=, &ctx](int64_t i) { return FillWeight(i, *w, ctx); },
+                     .y = y,
+                     .threads = ctx.pool.num_threads()});
+  return out;
+}
+
+// What a product of random operands and its forward twin need.
+int64_t MemoryOf(const GemmShape& s, DType format, int64_t weights) {
+  return weights * PackedWeight::Bytes(format, s.N, s.K) + 8 * (s.M * (s.N + s.K) + s.N * s.K);
 }
 
 }  // namespace
 
-BenchCase DenseCase(const GemmShape& s, DType format) {
+BenchCase DenseCase(const GemmShape& s, DType format, const GemmPeers& peers) {
   return {.group = "dense",
           .name = NameOf(s, format),
-          .ceiling = PeakOf(format),
-          .work = Flop(s),
-          .prepare = [=](ExecContext& ctx) { return Products(s, format, 1, ctx); }};
+          .bounds = {{PeakOf(format), GemmFlop(s.M, s.N, s.K)}},
+          .memory_bytes = MemoryOf(s, format, 1),
+          .prepare = [=](ExecContext& ctx) { return Products(s, format, 1, peers, ctx); }};
 }
 
-BenchCase DecodeCase(const GemmShape& s, DType format) {
-  const int64_t bytes = PackedWeight::Bytes(format, s.N, s.K);
+BenchCase DecodeCase(const GemmShape& s, DType format, const GemmPeers& peers) {
+  const int64_t bytes = PackedWeight::Bytes(format, s.N, s.K), count = ColdCount(bytes);
   return {.group = "decode",
           .name = NameOf(s, format),
-          .ceiling = Ceiling::kReadChunks,
-          .work = static_cast<double>(bytes),
-          .prepare = [=](ExecContext& ctx) {
-            return Products(s, format, std::max<int64_t>(2, 4 * GetCpuInfo().l3_bytes / bytes), ctx);
-          }};
+          .bounds = {{Ceiling::kReadChunks, static_cast<double>(bytes)}, {PeakOf(format), GemmFlop(s.M, s.N, s.K)}},
+          .memory_bytes = MemoryOf(s, format, count),
+          .prepare = [=](ExecContext& ctx) { return Products(s, format, count, peers, ctx); }};
 }
 
 BenchCase InputGradCase(const GemmShape& s, DType format) {
-  BenchCase out = DenseCase({s.M, s.K, s.N}, format);
-  out.group = "backward";
-  out.name = "dX/" + NameOf(s, format);
-  return out;
+  return {.group = "backward",
+          .name = "dX/" + NameOf(s, format),
+          .bounds = {{PeakOf(format), GemmFlop(s.M, s.N, s.K)}},
+          .reference = {.name = "forward"},
+          .memory_bytes = 2 * MemoryOf(s, format, 1),
+          .prepare = [=](ExecContext& ctx) {
+            BenchRun out = Products({s.M, s.K, s.N}, format, 1, nullptr, ctx);
+            out.reference = Products(s, format, 1, nullptr, ctx).run;
+            return out;
+          }};
 }
 
 BenchCase WeightGradCase(const GemmShape& s, DType format) {
   return {.group = "backward",
           .name = "dW/" + NameOf(s, format),
-          .ceiling = PeakOf(format),
-          .work = Flop(s),
+          .bounds = {{PeakOf(format), GemmFlop(s.M, s.N, s.K)}},
+          .reference = {.name = "forward"},
+          .memory_bytes = 2 * MemoryOf(s, format, 1),
           .prepare = [=](ExecContext& ctx) {
-            const auto operands = std::make_shared<Operands>();
-            operands->matrices.reserve(3);
+            const auto operands = std::make_shared<BenchOperands>();
             const MatView<float> d_y = operands->Matrix(s.M, s.N, ctx), x = operands->Matrix(s.M, s.K, ctx);
-            const MatView<float> d_w = operands->Matrix(s.N, s.K, ctx);
-            return BenchRun{.run = [=, &ctx] {
-              const WeightGradProblem problem{.d_y = d_y, .x = x, .d_w = d_w, .format = format};
-              GroupedWeightGrad({&problem, 1}, ctx);
-              (void)operands;
-            }};
+            const MatView<float> d_w = operands->Zeros(s.N, s.K);
+            return BenchRun{.run =
+                                [=, &ctx] {
+                                  const WeightGradProblem problem{.d_y = d_y, .x = x, .d_w = d_w, .format = format};
+                                  GroupedWeightGrad({&problem, 1}, ctx);
+                                  static_cast<void>(operands);
+                                },
+                            .reference = Products(s, format, 1, nullptr, ctx).run};
           }};
+}
+
+std::vector<BenchCase> DenseCases(const BenchShapes& shapes, DType format, const GemmPeers& peers) {
+  std::vector<BenchCase> dense, decode, backward;
+  for (const GemmShape& s : shapes.gemm) {
+    if (s.M <= kDecodeRows) {
+      decode.push_back(DecodeCase(s, format, peers));
+      continue;
+    }
+    dense.push_back(DenseCase(s, format, peers));
+    backward.push_back(InputGradCase(s, format));
+    backward.push_back(WeightGradCase(s, format));
+  }
+  for (auto* more : {&decode, &backward}) std::move(more->begin(), more->end(), std::back_inserter(dense));
+  return dense;
 }
 
 }  // namespace moe

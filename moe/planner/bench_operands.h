@@ -1,0 +1,37 @@
+#pragma once
+// What cases multiply: random, owned by the case's runs.
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "moe/planner/ceilings.h"
+#include "moe/tensor/packed_weight.h"
+#include "moe/tensor/tensor.h"
+
+namespace moe {
+
+// Matrices, and weights in their packs. Values do not depend on the number of threads.
+struct BenchOperands {
+  std::vector<std::unique_ptr<Tensor>> matrices;
+  std::vector<AlignedBytes> bytes;
+  std::vector<PackedWeight> weights;
+  size_t next = 0;  // weight
+
+  MatView<float> Matrix(int64_t rows, int64_t cols, ExecContext& ctx);  // values of rms 1
+  MatView<float> Zeros(int64_t rows, int64_t cols);
+  // A weight of random bytes that are values of rms 0.02.
+  void AddWeight(int64_t N, int64_t K, DType format, ExecContext& ctx);
+  const PackedWeight& NextWeight() { return weights[next++ % weights.size()]; }
+};
+
+// Of 2 M N K.
+double GemmFlop(int64_t M, int64_t N, int64_t K);
+// What products of this format are a fraction of.
+Ceiling PeakOf(DType format);
+// How many things of so many bytes, used in turn, come from memory every time: four last-level caches of them.
+// (At most 4096: things of a few kilobytes stay in the caches.)
+int64_t ColdCount(int64_t bytes);
+
+}  // namespace moe

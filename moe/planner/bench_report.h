@@ -1,0 +1,22 @@
+#pragma once
+// What was measured, as a table for people and as JSON for programs.
+
+#include <nlohmann/json_fwd.hpp>
+#include <span>
+#include <string>
+
+#include "moe/planner/bench.h"
+
+namespace moe {
+
+// Of a row: name, rate, ceiling, fraction of it, rate against the reference, time of each peer against ours.
+std::string BenchHeader();
+std::string BenchRow(const BenchResult& result);
+// Under the rows of a group: geometric mean and least of the fractions, of the ratios to the reference, to the best peer. Empty
+// for one row.
+std::string BenchSummary(std::span<const BenchResult> group);
+
+// {"ceilings", "cases"} as documented in docs/cli.md.
+nlohmann::json BenchJson(const MachineProbe& probe, std::span<const BenchResult> results, bool interrupted);
+
+}  // namespace moe

@@ -1,0 +1,59 @@
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "testing/temp_dir.h"
+#include "tests/cli/run_moe.h"
+
+namespace moe::test {
+namespace {
+
+using nlohmann::json;
+
+// The machine's ceilings are probed even for one case of nothing: a second or so.
+TEST(Bench, PrintsATableAndWritesJson) {
+  const TempDir dir;
+  const std::string shapes = dir / "shapes.txt", out = dir / "bench.json";
+  WriteFile(shapes, "gemm 32 32 32\n");
+  const RunResult result = RunMoe({"bench", "gemm", "--seconds", "0", "--shapes", shapes, "--threads", "2", "--dtype", "f32",
+                                   "--filter", "d", "--json", out});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  for (const char* part : {"2 threads", "dense/f32/32x32x32", "backward/dX/f32/32x32x32", "of forward", "fraction:", "least"}) {
+    EXPECT_NE(result.out.find(part), std::string::npos) << part << " in\n" << result.out;
+  }
+  const json j = json::parse(ReadFile(out));
+  EXPECT_EQ(j["ceilings"]["threads"], 2);
+  EXPECT_GT(j["ceilings"]["peak_flop_per_s"]["f32"].get<double>(), 0);
+  EXPECT_GT(j["ceilings"]["read_bytes_per_s"].get<double>(), 0);
+  EXPECT_FALSE(j["interrupted"].get<bool>());
+  ASSERT_EQ(j["cases"].size(), 3u);
+  for (const json& c : j["cases"]) {
+    SCOPED_TRACE(c.dump());
+    EXPECT_GT(c["flop_per_s"].get<double>(), 0);
+    EXPECT_GT(c["fraction"].get<double>(), 0);
+    EXPECT_GE(c["rounds"].get<int>(), 3);
+    EXPECT_FALSE(c.contains("peer"));
+    EXPECT_EQ(c.contains("reference_ratio"), c["group"] == "backward");
+  }
+}
+
+TEST(Bench, BadInputIsOneLine) {
+  const TempDir dir;
+  const std::string wrong = dir / "wrong.txt", other = dir / "other.txt";
+  WriteFile(wrong, "gemm 1 2 3\ngemm 4 5\n");
+  WriteFile(other, "adamw 100\n");
+  ExpectFails(RunMoe({"bench"}), 2, "SUBJECT", "expected");
+  ExpectFails(RunMoe({"bench", "fft"}), 2, "subject", "got 'fft', expected one of gemm");
+  ExpectFails(RunMoe({"bench", "gemm", "--seconds", "-1"}), 2, "--seconds", "got -1");
+  ExpectFails(RunMoe({"bench", "gemm", "--seconds", "nan"}), 2, "--seconds", "got nan");
+  ExpectFails(RunMoe({"bench", "gemm", "--dtype", "f64"}), 2, "--dtype", "got 'f64', expected bf16 or f32");
+  ExpectFails(RunMoe({"bench", "gemm", "--filter", "nothing"}), 2, "--filter", "got 'nothing'");
+  ExpectFails(RunMoe({"bench", "gemm", "--shapes", "/nowhere.txt"}), 1, "/nowhere.txt", "No such file");
+  ExpectFails(RunMoe({"bench", "gemm", "--shapes", wrong}), 1, wrong + ":2", "got 2 numbers, expected 'gemm M N K'");
+  ExpectFails(RunMoe({"bench", "gemm", "--shapes", other}), 1, other, "expected lines that begin with gemm");
+  ExpectFails(RunMoe({"bench", "gemm", "--json", "/nowhere/x.json"}), 1, "/nowhere/x.json", "expected");
+  ExpectFails(RunMoe({"bench", "gemm", "extra"}), 2, "arguments", "got 'extra'");
+}
+
+}  // namespace
+}  // namespace moe::test
