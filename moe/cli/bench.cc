@@ -62,14 +62,17 @@ Result<std::vector<BenchCase>> CasesOf(const Flags& flags) {
 
 class Table {
  public:
-  explicit Table(bool shown) : shown_(shown) {}
+  Table(bool shown, const std::vector<BenchCase>& cases) : shown_(shown) {
+    for (const BenchCase& c : cases) name_width_ = std::max(name_width_, static_cast<int>(c.group.size() + c.name.size()) + 1);
+  }
+  Result<bool> Begin(const std::string& title) { return Print(title + "\n\n" + BenchHeader(name_width_)); }
   // False: nobody reads any more.
   Result<bool> Print(const std::string& text) { return shown_ && !text.empty() ? WriteStdout(text) : true; }
   Result<bool> Add(BenchResult result) {
     std::string text;
     if (!results_.empty() && results_.back().group != result.group) text = EndGroup();
     results_.push_back(std::move(result));
-    return Print(text + BenchRow(results_.back()));
+    return Print(text + BenchRow(results_.back(), name_width_));
   }
   // Summary of the rows since the last one.
   std::string EndGroup() {
@@ -81,6 +84,7 @@ class Table {
 
  private:
   bool shown_;
+  int name_width_ = 0;
   std::vector<BenchResult> results_;
   size_t group_begin_ = 0;
 };
@@ -104,9 +108,9 @@ Result<int> Bench(const Flags& flags) {
   const MachineProbe machine =
       ProbeMachine({.max_threads = ctx.pool.num_threads(), .seconds = std::min(kProbeSeconds, flags.seconds)}, ctx.kernels,
                    [&](double) { show(0, "measuring this machine"); });
-  Table table(!quiet);
-  MOE_TRY(bool read, table.Print(fmt::format("{}, {}, {} threads, {} s a case\n\n{}", machine.cpu, machine.isa,
-                                             ctx.pool.num_threads(), flags.seconds, BenchHeader())));
+  Table table(!quiet, cases);
+  MOE_TRY(bool read, table.Begin(fmt::format("{}, {}, {} threads, {} s a case", machine.cpu, machine.isa,
+                                             ctx.pool.num_threads(), flags.seconds)));
   CeilingProbe probe(-1, ctx.kernels);
   std::vector<std::string> skipped;
   for (size_t i = 0; i < cases.size() && read && !InterruptRequested(); ++i) {

@@ -13,8 +13,6 @@
 namespace moe {
 namespace {
 
-constexpr int kNameWidth = 44;
-
 std::string Spread(const Measured& m, const char* unit = "") {
   return fmt::format("{:.3f}{} ({:.3f} to {:.3f})", m.median, unit, m.min, m.max);
 }
@@ -62,14 +60,14 @@ nlohmann::json JsonOf(const BenchResult& r) {
 
 }  // namespace
 
-std::string BenchHeader() {
-  return fmt::format("{:<{}}{:>15}{:>15}   {}\n", "", kNameWidth, "rate", "ceiling",
+std::string BenchHeader(int name_width) {
+  return fmt::format("{:<{}}{:>15}{:>15}   {}\n", "", name_width, "rate", "ceiling",
                      "fraction: median (least to most of rounds)");
 }
 
-std::string BenchRow(const BenchResult& r) {
+std::string BenchRow(const BenchResult& r, int name_width) {
   const char* unit = r.in_bytes ? "B" : "FLOP";
-  std::string out = fmt::format("{:<{}}{:>15}{:>15}   {}", r.group + "/" + r.name, kNameWidth, FormatRate(r.per_s.median, unit),
+  std::string out = fmt::format("{:<{}}{:>15}{:>15}   {}", r.group + "/" + r.name, name_width, FormatRate(r.per_s.median, unit),
                                 FormatRate(r.ceiling.median, unit), Spread(r.fraction));
   if (!r.reference.empty()) out += fmt::format("   {} of {}", Spread(r.reference_ratio), r.reference);
   for (size_t i = 0; i < r.peers.size(); ++i) {

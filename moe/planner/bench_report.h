@@ -9,9 +9,10 @@
 
 namespace moe {
 
-// Of a row: name, rate, ceiling, fraction of it, rate against the reference, time of each peer against ours.
-std::string BenchHeader();
-std::string BenchRow(const BenchResult& result);
+// Of a row: name (in so many columns), rate, ceiling, fraction of it, rate against the reference, time of each peer against
+// ours.
+std::string BenchHeader(int name_width);
+std::string BenchRow(const BenchResult& result, int name_width);
 // Under the rows of a group: geometric mean and least of the fractions, of the ratios to the reference, to the best peer. Empty
 // for one row.
 std::string BenchSummary(std::span<const BenchResult> group);

@@ -1,10 +1,31 @@
 #include "moe/planner/bench_subjects.h"
 
+#include <algorithm>
+#include <iterator>
+#include <string>
+
+#include "moe/planner/bench_grouped.h"
+
 namespace moe {
 namespace {
 
+std::vector<BenchCase> Join(std::vector<std::vector<BenchCase>> lists) {
+  std::vector<BenchCase> out;
+  for (auto& list : lists) std::move(list.begin(), list.end(), std::back_inserter(out));
+  // Lines of a group together, groups in the order of their first line.
+  std::vector<std::string> order;
+  for (const BenchCase& c : out) {
+    if (std::ranges::find(order, c.group) == order.end()) order.push_back(c.group);
+  }
+  std::ranges::stable_sort(out, {}, [&](const BenchCase& c) { return std::ranges::find(order, c.group) - order.begin(); });
+  return out;
+}
+
 constexpr BenchSubject kSubjects[] = {
-    {"gemm", "matrix products: dense, decode, backward", "gemm", DenseCases},
+    {"gemm", "matrix products: dense, decode, of experts, block-sparse, backward", "gemm or moe",
+     [](const BenchShapes& s, DType format, const GemmPeers& peers) {
+       return Join({DenseCases(s, format, peers), GroupedCases(s, format), BlockSparseCases(s, format)});
+     }},
 };
 
 }  // namespace

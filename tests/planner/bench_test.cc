@@ -135,7 +135,7 @@ TEST(BenchReport, TextAndJsonHaveEveryFigure) {
                 .reference = "forward",
                 .reference_ratio = m,
                 .peers = {{"onednn", {.median = 1.25, .min = 1, .max = 1.5}}, {"other", m}}};
-  const std::string row = BenchRow(r);
+  const std::string row = BenchRow(r, 20);
   for (const char* part : {"dense/bf16/1x2x3", "2.00 GFLOP/s", "4.00 GFLOP/s", "0.500 (0.250 to 1.000)", "of forward",
                            "onednn 1.250x (1.000 to 1.500)", "other 0.500x"}) {
     EXPECT_NE(row.find(part), std::string::npos) << part << " in " << row;

@@ -1,0 +1,257 @@
+#include "moe/planner/bench_grouped.h"
+
+#include <algorithm>
+
+#include "moe/mixture/executor.h"
+#include "moe/ops/gemm.h"
+#include "moe/planner/bench_operands.h"
+
+namespace moe {
+namespace {
+
+constexpr int64_t kMinRowsPerExpert = 16;
+
+// One of the products of a layer: y [rows,N] = x W^T per expert, or d_w [N,K] += d_y^T x.
+struct Part {
+  const char* name;
+  int64_t N, K;
+  Epilogue epilogue = Epilogue::kStore;
+  bool gathered = false;     // rows of x are tokens
+  bool weight_grad = false;  // d_w
+};
+
+Part GateUp(const MoeShape& s) {
+  return {.name = "gate_up", .N = 2 * s.F, .K = s.D, .epilogue = Epilogue::kSwiglu, .gathered = true};
+}
+Part Down(const MoeShape& s) {
+  return {.name = "down", .N = s.D, .K = s.F};
+}
+Part BackwardGateUp(const MoeShape& s) {
+  return {.name = "dX_gate_up", .N = s.D, .K = 2 * s.F};
+}
+Part BackwardDown(const MoeShape& s) {
+  return {.name = "dX_down", .N = s.F, .K = s.D};
+}
+Part GradGateUp(const MoeShape& s) {
+  return {.name = "dW_gate_up", .N = 2 * s.F, .K = s.D, .gathered = true, .weight_grad = true};
+}
+Part GradDown(const MoeShape& s) {
+  return {.name = "dW_down", .N = s.D, .K = s.F, .weight_grad = true};
+}
+
+int64_t OutputColumns(const Part& p) {
+  return p.epilogue == Epilogue::kSwiglu ? p.N / 2 : p.N;
+}
+
+int64_t MemoryOf(const MoeShape& s, const Part& p, DType format, int64_t rows) {
+  const int64_t weights = p.weight_grad ? 4 * s.E * p.N * p.K : s.E * PackedWeight::Bytes(format, p.N, p.K);
+  return weights + 8 * rows * (p.N + p.K) + 8 * p.N * p.K;
+}
+
+// What runs share and keep.
+struct Work {
+  BenchOperands operands;
+  std::shared_ptr<const BenchRouting> routing;  // null: all rows are one expert's
+  std::vector<GemmProblem> products;
+  std::vector<WeightGradProblem> gradients;
+};
+
+std::function<void()> RunOf(const std::shared_ptr<Work>& work, ExecContext& ctx) {
+  return [work, &ctx] {
+    if (!work->products.empty()) GroupedGemm(work->products, ctx);
+    if (!work->gradients.empty()) GroupedWeightGrad(work->gradients, ctx);
+  };
+}
+
+// One product per expert that has rows. begin [E+1]; x_rows: token of each row, empty: x holds the rows themselves.
+void AddProducts(Work& work, const Part& p, DType format, std::span<const int32_t> begin, std::span<const int32_t> x_rows,
+                 MatView<const float> x, ExecContext& ctx) {
+  const int64_t rows = begin.back(), E = static_cast<int64_t>(begin.size()) - 1;
+  BenchOperands& o = work.operands;
+  const MatView<float> y = p.weight_grad ? o.Matrix(rows, p.N, ctx) : o.Zeros(rows, OutputColumns(p));
+  o.weights.reserve(o.weights.size() + static_cast<size_t>(E));  // problems point into it
+  for (int64_t e = 0; e < E; ++e) {
+    const int64_t first = begin[static_cast<size_t>(e)], n = begin[static_cast<size_t>(e) + 1] - first;
+    if (n == 0) continue;
+    const auto gather = x_rows.empty() ? x_rows : x_rows.subspan(static_cast<size_t>(first), static_cast<size_t>(n));
+    const MatView<const float> a = x_rows.empty() ? x.Rows(first, n) : x;
+    if (p.weight_grad) {
+      work.gradients.push_back({.d_y = y.Rows(first, n), .x = a, .x_rows = gather, .d_w = o.Zeros(p.N, p.K), .format = format});
+    } else {
+      o.AddWeight(p.N, p.K, format, ctx);
+      work.products.push_back(
+          {.a = a, .a_rows = gather, .weight = &o.weights.back(), .epilogue = p.epilogue, .c = y.Rows(first, n)});
+    }
+  }
+}
+
+std::function<void()> GroupedRun(const MoeShape& s, const Part& p, BenchLoads loads, DType format, ExecContext& ctx) {
+  const auto work = std::make_shared<Work>();
+  work->routing = MakeBenchRouting(s, loads, ctx);
+  const DispatchPlan& plan = work->routing->plan;
+  const MatView<const float> x = work->operands.Matrix(p.gathered ? s.T : plan.num_rows(), p.K, ctx);
+  AddProducts(*work, p, format, plan.expert_begin, p.gathered ? plan.row_token : std::span<const int32_t>{}, x, ctx);
+  return RunOf(work, ctx);
+}
+
+// `rows` rows through one weight, or in buckets of `bucket` rows through E.
+std::function<void()> EvenRun(const Part& p, int64_t buckets, int64_t bucket, DType format, ExecContext& ctx) {
+  const auto work = std::make_shared<Work>();
+  std::vector<int32_t> begin;
+  for (int64_t e = 0; e <= buckets; ++e) begin.push_back(static_cast<int32_t>(e * bucket));
+  AddProducts(*work, p, format, begin, {}, work->operands.Matrix(buckets * bucket, p.K, ctx), ctx);
+  return RunOf(work, ctx);
+}
+std::function<void()> DenseRun(const Part& p, int64_t rows, DType format, ExecContext& ctx) {
+  return EvenRun(p, 1, rows, format, ctx);
+}
+
+BenchCase Forward(const MoeShape& s, const Part& p, BenchLoads loads, DType format) {
+  const int64_t rows = s.T * s.k;
+  return {.group = "grouped",
+          .name = fmt::format("{}/{}/{}/{}", Name(format), Name(loads), p.name, NameOf(s)),
+          .bounds = {{PeakOf(format), GemmFlop(rows, p.N, p.K)}},
+          .reference = {.name = "dense"},
+          .memory_bytes = MemoryOf(s, p, format, rows),
+          .prepare = [=](ExecContext& ctx) {
+            return BenchRun{.run = GroupedRun(s, p, loads, format, ctx), .reference = DenseRun(p, rows, format, ctx)};
+          }};
+}
+
+BenchCase Backward(const MoeShape& s, const Part& p, const Part& forward, DType format) {
+  const int64_t rows = s.T * s.k;
+  return {.group = "backward",
+          .name = fmt::format("{}/experts/{}/{}", Name(format), p.name, NameOf(s)),
+          .bounds = {{PeakOf(format), GemmFlop(rows, p.N, p.K)}},
+          .reference = {.name = "forward"},
+          .memory_bytes = MemoryOf(s, p, format, rows) + MemoryOf(s, forward, format, rows),
+          .prepare = [=](ExecContext& ctx) {
+            return BenchRun{.run = GroupedRun(s, p, BenchLoads::kBalanced, format, ctx),
+                            .reference = GroupedRun(s, forward, BenchLoads::kBalanced, format, ctx)};
+          }};
+}
+
+// Buckets of the largest Zipf load, beside the ragged products of the same loads, row by row.
+BenchCase Padded(const MoeShape& s, const Part& p, DType format) {
+  const auto loads = ExpertLoads(s, BenchLoads::kZipf);
+  const int64_t rows = s.T * s.k, bucket = *std::max_element(loads.begin(), loads.end());
+  return {.group = "grouped",
+          .name = fmt::format("{}/padded/{}/{}", Name(format), p.name, NameOf(s)),
+          .bounds = {{PeakOf(format), GemmFlop(s.E * bucket, p.N, p.K)}},
+          .reference = {.name = "grouped, row by row", .work = GemmFlop(rows, p.N, p.K)},
+          .memory_bytes = MemoryOf(s, p, format, s.E * bucket) + MemoryOf(s, p, format, rows),
+          .prepare = [=](ExecContext& ctx) {
+            return BenchRun{.run = EvenRun(p, s.E, bucket, format, ctx),
+                            .reference = GroupedRun(s, p, BenchLoads::kZipf, format, ctx)};
+          }};
+}
+
+// The six products of a block-sparse layer.
+enum class Six : uint8_t { kUp, kDown, kBackDown, kBackUp, kGradDown, kGradUp };
+
+// Operands of one of them over the blocks of a balanced layer.
+struct SparseWork {
+  BenchOperands operands;
+  std::shared_ptr<const BenchRouting> routing;
+  Arena arena;  // of the layout
+  ExpertLayout layout;
+  BlockMatrix s;
+  MatView<float> dense, tokens;
+  std::vector<MatView<float>> gradients;  // [E]
+};
+
+std::function<void()> SparseRun(const MoeShape& s, const Part& p, Six which, DType format, ExecContext& ctx) {
+  const auto w = std::make_shared<SparseWork>();
+  BenchOperands& o = w->operands;
+  w->routing = MakeBenchRouting(s, BenchLoads::kBalanced, ctx);
+  ExecContext own{ctx.pool, w->arena, ctx.kernels};
+  w->tokens = o.Matrix(s.T, s.D, ctx);
+  w->layout = BlockSparseLayout(w->routing->plan, s.F, w->tokens, own);
+  const int64_t rows = w->layout.num_rows();
+  w->dense = o.Matrix(rows, s.D, ctx);
+  const bool both = which == Six::kBackUp || which == Six::kGradUp;  // gate and up
+  const MatView<float> values = o.Matrix(rows, both ? 2 * s.F : s.F, ctx);
+  w->s = {.topology = &w->layout.topology, .values = {values.data, static_cast<size_t>(values.size())}, .width = both ? 2 : 1};
+  for (int64_t e = 0; e < s.E; ++e) {
+    if (p.weight_grad) {
+      w->gradients.push_back(o.Zeros(p.N, p.K));
+    } else {
+      o.AddWeight(p.N, p.K, format, ctx);
+    }
+  }
+  return [w, which, format, &ctx] {
+    const std::span<const PackedWeight> weights = w->operands.weights;
+    const std::span<const int32_t> row_token = w->layout.row_token;
+    switch (which) {
+      case Six::kUp:
+        return SparseFromDense(w->tokens, row_token, weights, Epilogue::kSwiglu, w->s, {}, ctx);
+      case Six::kDown:
+      case Six::kBackUp:
+        return DenseFromSparse(w->s, weights, w->dense, ctx);
+      case Six::kBackDown:
+        return SparseFromDense(w->dense, {}, weights, Epilogue::kStore, w->s, {}, ctx);
+      case Six::kGradDown:
+        return AddTransposedDenseTimesSparse(w->dense, w->s, format, w->gradients, ctx);
+      case Six::kGradUp:
+        return AddTransposedSparseTimesDense(w->s, w->tokens, row_token, format, w->gradients, ctx);
+    }
+  };
+}
+
+BenchCase BlockSparse(const MoeShape& s, Six which, const char* name, const Part& p, DType format) {
+  const int64_t rows = s.T * s.k;
+  return {.group = "block_sparse",
+          .name = fmt::format("{}/{}/{}", Name(format), name, NameOf(s)),
+          .bounds = {{PeakOf(format), GemmFlop(rows, p.N, p.K)}},
+          .reference = {.name = "dense"},
+          .memory_bytes = 2 * MemoryOf(s, p, format, rows),
+          .prepare = [=](ExecContext& ctx) {
+            return BenchRun{.run = SparseRun(s, p, which, format, ctx), .reference = DenseRun(p, rows, format, ctx)};
+          }};
+}
+
+bool LargeEnough(const MoeShape& s) {
+  return s.T * s.k >= kMinRowsPerExpert * s.E;
+}
+
+}  // namespace
+
+std::string NameOf(const MoeShape& s) {
+  return fmt::format("T{}.D{}.F{}.E{}.k{}", s.T, s.D, s.F, s.E, s.k);
+}
+
+std::vector<BenchCase> GroupedCases(const BenchShapes& shapes, DType format) {
+  std::vector<BenchCase> out, padded, backward;
+  for (const BenchLoads loads : {BenchLoads::kBalanced, BenchLoads::kZipf}) {
+    for (const MoeShape& s : shapes.moe) {
+      if (!LargeEnough(s)) continue;
+      for (const Part& p : {GateUp(s), Down(s)}) {
+        out.push_back(Forward(s, p, loads, format));
+        if (loads == BenchLoads::kZipf) padded.push_back(Padded(s, p, format));
+      }
+    }
+  }
+  for (const MoeShape& s : shapes.moe) {
+    if (!LargeEnough(s)) continue;
+    for (const Part& p : {BackwardGateUp(s), GradGateUp(s)}) backward.push_back(Backward(s, p, GateUp(s), format));
+    for (const Part& p : {BackwardDown(s), GradDown(s)}) backward.push_back(Backward(s, p, Down(s), format));
+  }
+  for (auto* more : {&padded, &backward}) std::move(more->begin(), more->end(), std::back_inserter(out));
+  return out;
+}
+
+std::vector<BenchCase> BlockSparseCases(const BenchShapes& shapes, DType format) {
+  std::vector<BenchCase> out;
+  for (const MoeShape& s : shapes.moe) {
+    if (!LargeEnough(s)) continue;
+    out.push_back(BlockSparse(s, Six::kUp, "gate_up=SDD", GateUp(s), format));
+    out.push_back(BlockSparse(s, Six::kDown, "down=DSD", Down(s), format));
+    out.push_back(BlockSparse(s, Six::kBackDown, "dX_down=SDDt", BackwardDown(s), format));
+    out.push_back(BlockSparse(s, Six::kBackUp, "dX_gate_up=DSDt", BackwardGateUp(s), format));
+    out.push_back(BlockSparse(s, Six::kGradDown, "dW_down=DtSD", GradDown(s), format));
+    out.push_back(BlockSparse(s, Six::kGradUp, "dW_gate_up=StDD", GradGateUp(s), format));
+  }
+  return out;
+}
+
+}  // namespace moe
