@@ -117,6 +117,22 @@ void Model::Repack(ExecContext& ctx) {
   });
 }
 
+std::vector<Model::PackOf> Model::Packs() {
+  std::vector<PackOf> packs;
+  for (Parameter& parameter : store_.all()) {
+    PackOf& entry = packs.emplace_back();
+    ModelPass::ForEachPacked(*this, true, [&](PackedParameter& packed) {
+      if (&packed.parameter() == &parameter) entry.packed = &packed;
+    });
+    for (size_t l = 0; l < blocks_.size(); ++l) {
+      const MoeWeights& moe = blocks_[l].moe.weights;
+      if (blocks_[l].spec.ffn == FfnKind::kMoe && (entry.packed == &moe.gate_up || entry.packed == &moe.down))
+        entry.experts_of = static_cast<int64_t>(l);
+    }
+  }
+  return packs;
+}
+
 void Model::RepackAndDropMasters(ExecContext& ctx) {
   MOE_CHECK(!training_, "a model that trains needs its masters");
   ModelPass::ForEachPacked(*this, true, [&](PackedParameter& packed) {

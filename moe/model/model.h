@@ -68,10 +68,17 @@ class Model {
   // Normal(0, 0.02) matrices, output projections scaled by 1/sqrt(2L), ones for norms; a function of seed and the parameter's
   // name alone, so that twins begin with the same attention and embedding. Then packs what has a master.
   void Initialize(uint64_t seed, ExecContext& ctx);
-  // To be called whenever masters changed (load, optimizer step).
+  // To be called when masters changed all at once (load); a step of the optimizer writes packs itself.
   void Repack(ExecContext& ctx);
   // For inference: packs everything and frees the masters that only products read.
   void RepackAndDropMasters(ExecContext& ctx);
+
+  // Who multiplies with a parameter, for the optimizer: one entry per parameter, in the store's order.
+  struct PackOf {
+    PackedParameter* packed = nullptr;  // null: nobody, it is read as it is
+    int64_t experts_of = -1;            // the layer whose experts' matrices it holds; -1: no experts'
+  };
+  std::vector<PackOf> Packs();
 
   const ModelConfig& config() const { return config_; }
   DType format() const { return format_; }

@@ -39,13 +39,4 @@ double SumSquares(std::span<const float> x, ExecContext& ctx) {
   return sum;
 }
 
-void AdamwUpdate(const AdamwStep& step, std::span<const float> grad, std::span<float> value, std::span<float> m,
-                 std::span<float> v, ExecContext& ctx) {
-  MOE_CHECK(grad.size() == value.size() && m.size() == value.size() && v.size() == value.size(),
-            "grad [{}] m [{}] v [{}], expected [{}]", grad.size(), m.size(), v.size(), value.size());
-  ForEachChunk(static_cast<int64_t>(value.size()), kChunk, ctx, [&](int64_t begin, int64_t end, int) {
-    ctx.kernels.adamw(step, grad.data() + begin, end - begin, value.data() + begin, m.data() + begin, v.data() + begin);
-  });
-}
-
 }  // namespace moe

@@ -13,8 +13,5 @@ void Add(MatView<const float> x, MatView<float> y, ExecContext& ctx);
 void SwigluBackward(MatView<const float> gate_up, MatView<const float> d_h, MatView<float> d_gate_up, ExecContext& ctx);
 // Sum of squares in double, by fixed chunks combined in order: the same for any number of threads.
 double SumSquares(std::span<const float> x, ExecContext& ctx);
-// One AdamW step over a tensor, elementwise. (Loshchilov & Hutter 2019)
-void AdamwUpdate(const AdamwStep& step, std::span<const float> grad, std::span<float> value, std::span<float> m,
-                 std::span<float> v, ExecContext& ctx);
 
 }  // namespace moe

@@ -1,5 +1,8 @@
 #include "moe/ops/packed_parameter.h"
 
+#include <algorithm>
+#include <type_traits>
+
 namespace moe {
 
 PackedParameter::PackedParameter(Parameter* parameter, DType format) : parameter_(parameter), format_(format) {
@@ -53,6 +56,30 @@ void PackedParameter::Repack(bool with_transposed, ExecContext& ctx) {
   const Tensor& value = parameter_->value;
   MOE_CHECK(!value.empty(), "{} has no master to pack", parameter_->name);
   for (int64_t i = 0; i < count_; ++i) PackOne(i, {value.data() + i * N_ * K_, N_, K_}, with_transposed, ctx);
+}
+
+void PackedParameter::PackBlock(int64_t i, int64_t row, int64_t rows, int64_t col, int64_t cols, bool stream,
+                                const KernelTable& kernels) {
+  MOE_DCHECK(row % kPanel == 0 && rows <= kPanel && col % kPanel == 0, "rows {}+{} columns {}+{}", row, rows, col, cols);
+  const PackedWeight &forward = forward_[static_cast<size_t>(i)], &transposed = transposed_[static_cast<size_t>(i)];
+  const auto at = [&](const PackedWeight& pack, int64_t panel, int64_t k) {
+    return storage_.data() + (pack.panel(panel) - storage_.data()) + PackedWeight::PanelBytes(format_, k);
+  };
+  const auto pack = [&](auto* element, auto pack_both, auto pack_one) {
+    using Element = std::remove_pointer_t<decltype(element)>;
+    const float* w = parameter_->value.data() + (i * N_ + row) * K_;
+    const auto to = [](std::byte* p) { return reinterpret_cast<Element*>(p); };
+    const int64_t stride = transposed.panel_bytes() / static_cast<int64_t>(sizeof(Element));
+    const int64_t whole = rows == kPanel ? cols / kPanel * kPanel : 0, rest = col + whole;
+    if (whole > 0)
+      pack_both(w + col, K_, whole, stream, to(at(forward, row / kPanel, col)), to(at(transposed, col / kPanel, row)), stride);
+    if (whole == cols) return;
+    pack_one(w + rest, K_, 1, rows, cols - whole, to(at(forward, row / kPanel, rest)));
+    for (int64_t k = rest; k < col + cols; k += kPanel)
+      pack_one(w + k, 1, K_, std::min(kPanel, col + cols - k), rows, to(at(transposed, k / kPanel, row)));
+  };
+  if (format_ == DType::kBf16) return pack(static_cast<uint32_t*>(nullptr), kernels.pack_both_bf16, kernels.pack_bf16);
+  pack(static_cast<float*>(nullptr), kernels.pack_both_f32, kernels.pack_f32);
 }
 
 MatView<float> PackedParameter::grad(int64_t i) const {

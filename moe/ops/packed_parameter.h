@@ -25,6 +25,10 @@ class PackedParameter {
   void UseStorage(std::span<std::byte> bytes, bool with_transposed);
   // Packs matrix i alone from w [N,K], without a master: loading for inference goes matrix by matrix.
   void PackOne(int64_t i, MatView<const float> w, bool with_transposed, ExecContext& ctx);
+  // Packs rows [row, row+rows) and columns [col, col+cols) of matrix i anew, in both packs: at most a panel's rows; both ranges
+  // begin at multiples of the panel and end at one or with the matrix. Threads may pack different blocks at once. stream: past
+  // the caches.
+  void PackBlock(int64_t i, int64_t row, int64_t rows, int64_t col, int64_t cols, bool stream, const KernelTable& kernels);
   // Frees the master: from here on the weight can only be multiplied with.
   void DropMaster() { parameter_->value.Free(), parameter_->grad.Free(); }
 

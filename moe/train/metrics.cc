@@ -48,23 +48,21 @@ double StepMetrics::drop_rate() const {
 }
 
 std::string ToJsonLine(const StepMetrics& metrics) {
-  nlohmann::ordered_json line = {{"step", metrics.step},
-                                 {"loss", metrics.loss},
-                                 {"train_bits_per_byte", metrics.bits_per_byte},
-                                 {"tokens", metrics.tokens},
-                                 {"tokens_per_s", metrics.tokens_per_s()},
-                                 {"lr", metrics.lr},
-                                 {"grad_norm", metrics.grad_norm},
-                                 {"aux_loss", metrics.balance_loss()},
-                                 {"z_loss", metrics.z_loss()},
-                                 {"max_violation", metrics.max_violation()},
-                                 {"drop_rate", metrics.drop_rate()},
-                                 {"seconds", metrics.seconds},
-                                 {"seconds_by_part",
-                                  {{"data", metrics.parts.data},
-                                   {"model", metrics.parts.model},
-                                   {"optimizer", metrics.parts.optimizer},
-                                   {"repack", metrics.parts.repack}}}};
+  nlohmann::ordered_json line = {
+      {"step", metrics.step},
+      {"loss", metrics.loss},
+      {"train_bits_per_byte", metrics.bits_per_byte},
+      {"tokens", metrics.tokens},
+      {"tokens_per_s", metrics.tokens_per_s()},
+      {"lr", metrics.lr},
+      {"grad_norm", metrics.grad_norm},
+      {"aux_loss", metrics.balance_loss()},
+      {"z_loss", metrics.z_loss()},
+      {"max_violation", metrics.max_violation()},
+      {"drop_rate", metrics.drop_rate()},
+      {"seconds", metrics.seconds},
+      {"seconds_by_part",
+       {{"data", metrics.parts.data}, {"model", metrics.parts.model}, {"optimizer", metrics.parts.optimizer}}}};
   auto layers = nlohmann::ordered_json::array();
   for (const LayerStats& layer : metrics.layers) {
     if (layer.tokens_per_expert.empty()) {

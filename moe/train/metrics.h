@@ -14,10 +14,9 @@ namespace moe {
 struct StepSeconds {
   double data = 0;       // making batches
   double model = 0;      // forward and backward
-  double optimizer = 0;  // gradient norm and AdamW
-  double repack = 0;
+  double optimizer = 0;  // gradient norm, AdamW, packs
 
-  double total() const { return data + model + optimizer + repack; }
+  double total() const { return data + model + optimizer; }
 };
 
 struct ValidationMetrics {

@@ -46,24 +46,31 @@ std::string FirstNonFiniteGrad(const ParameterStore& store) {
   return "";
 }
 
-void ApplyAdamw(Optimizer& optimizer, ParameterStore& store, double lr, double grad_norm, ExecContext& ctx) {
-  MOE_CHECK(optimizer.m.size() == store.all().size(), "{} moments, {} parameters", optimizer.m.size(), store.all().size());
+void ApplyAdamw(Optimizer& optimizer, std::span<const OptimizedParameter> parameters, double lr, double grad_norm,
+                ExecContext& ctx) {
+  MOE_CHECK(optimizer.m.size() == parameters.size(), "{} moments, {} parameters", optimizer.m.size(), parameters.size());
   MOE_CHECK(std::isfinite(grad_norm) && grad_norm >= 0, "gradient norm {}", grad_norm);
+  Arena::Scope scope(ctx.arena);
   const auto t = static_cast<double>(++optimizer.steps_done);
   const double clip = optimizer.clip;
-  AdamwStep step{.lr = static_cast<float>(lr),
-                 .beta1 = static_cast<float>(optimizer.beta1),
-                 .beta2 = static_cast<float>(optimizer.beta2),
-                 .epsilon = static_cast<float>(optimizer.epsilon),
-                 .correction1 = static_cast<float>(1 - std::pow(optimizer.beta1, t)),
-                 .correction2 = static_cast<float>(1 - std::pow(optimizer.beta2, t)),
-                 .grad_scale = clip > 0 && grad_norm > clip ? static_cast<float>(clip / grad_norm) : 1.0f};
-  size_t i = 0;
-  for (Parameter& parameter : store.all()) {
-    step.weight_decay = parameter.decay ? static_cast<float>(optimizer.weight_decay) : 0.0f;
-    AdamwUpdate(step, parameter.grad.span(), parameter.value.span(), optimizer.m[i].span(), optimizer.v[i].span(), ctx);
-    ++i;
+  const AdamwStep step{.lr = static_cast<float>(lr),
+                       .beta1 = static_cast<float>(optimizer.beta1),
+                       .beta2 = static_cast<float>(optimizer.beta2),
+                       .epsilon = static_cast<float>(optimizer.epsilon),
+                       .correction1 = static_cast<float>(1 - std::pow(optimizer.beta1, t)),
+                       .correction2 = static_cast<float>(1 - std::pow(optimizer.beta2, t)),
+                       .grad_scale = clip > 0 && grad_norm > clip ? static_cast<float>(clip / grad_norm) : 1.0f};
+  const auto tensors = ctx.arena.Alloc<AdamwTensor>(std::ssize(parameters));
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const OptimizedParameter& p = parameters[i];
+    tensors[i] = {.parameter = p.parameter,
+                  .packed = p.packed,
+                  .m = optimizer.m[i].span(),
+                  .v = optimizer.v[i].span(),
+                  .weight_decay = p.parameter->decay ? static_cast<float>(optimizer.weight_decay) : 0.0f,
+                  .tokens_per_expert = p.tokens_per_expert};
   }
+  AdamwPass(step, tensors, ctx);
 }
 
 }  // namespace moe

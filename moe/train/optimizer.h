@@ -4,12 +4,14 @@
 #include <vector>
 
 #include "moe/ops/exec_context.h"
+#include "moe/ops/optimizer_step.h"
 #include "moe/tensor/parameter_store.h"
 
 namespace moe {
 
 // AdamW with decoupled decay (Loshchilov & Hutter 2019) after clipping by the global norm (Pascanu et al. 2013). An expert
-// that no token chose has gradient 0: its moments shrink and its weights decay like any other's.
+// that no token chose has gradient 0: its moments shrink and its weights decay and move on like any other's, unless it is
+// skipped (OptimizedParameter).
 struct Optimizer {
   double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8;
   double weight_decay = 0.1;  // of parameters with `decay`, times the learning rate
@@ -28,7 +30,18 @@ double GlobalGradNorm(const ParameterStore& store, ExecContext& ctx);
 std::string FirstNonFiniteValue(const ParameterStore& store);
 std::string FirstNonFiniteGrad(const ParameterStore& store);
 
-// One step: masters and moments change, packs do not (Model::Repack). grad_norm: of GlobalGradNorm, finite.
-void ApplyAdamw(Optimizer& optimizer, ParameterStore& store, double lr, double grad_norm, ExecContext& ctx);
+// A parameter, and what goes with it in a step.
+struct OptimizedParameter {
+  Parameter* parameter = nullptr;
+  PackedParameter* packed = nullptr;  // its packs, which follow in the same pass; null: it has none
+  // [E] assignments in all micro-batches of the step, before dropping. An expert with 0 is skipped: neither decayed nor moved
+  // by its old moments, which do not shrink either; the bias corrections go on counting all steps. Empty: none is skipped.
+  std::span<const int64_t> tokens_per_expert;
+};
+
+// One step: masters, moments and packs change, gradients become 0. parameters: all of the store, in its order. grad_norm: of
+// GlobalGradNorm, finite.
+void ApplyAdamw(Optimizer& optimizer, std::span<const OptimizedParameter> parameters, double lr, double grad_norm,
+                ExecContext& ctx);
 
 }  // namespace moe

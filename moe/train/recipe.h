@@ -67,6 +67,8 @@ struct TrainRecipe {
   double warmup = 0.02;  // steps; below 1: share of all steps
   double weight_decay = 0.1, beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8;
   double clip = 1;  // global gradient norm; 0: never
+  // Experts that no token chose in a step stay as they are: moments do not shrink, weights neither decay nor move.
+  bool skip_idle_experts = false;
   double balance_loss = 0.01, z_loss = 0.001;
   int64_t seed = 1;
   DType dtype = DType::kF32;

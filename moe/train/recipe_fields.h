@@ -92,6 +92,7 @@ void VisitRecipe(RecipeT& r, Visitor&& visit) {
   visit("train.beta2", r.train.beta2, kShare);
   visit("train.epsilon", r.train.epsilon, kPositive);
   visit("train.clip", r.train.clip, kNotNegative);
+  visit("train.skip_idle_experts", r.train.skip_idle_experts, nullptr);
   visit("train.balance_loss", r.train.balance_loss, kNotNegative);
   visit("train.z_loss", r.train.z_loss, kNotNegative);
   visit("train.seed", r.train.seed, WholeRange{0, std::numeric_limits<int64_t>::max()});

@@ -45,6 +45,7 @@ Trainer::Trainer(const Recipe& recipe, const Corpus& corpus, std::vector<int32_t
     : recipe_(recipe.train),
       token_bytes_(std::move(token_bytes)),
       model_(model),
+      packs_(model.Packs()),
       stream_(corpus, recipe.train.context, model.config().bos_id, static_cast<uint64_t>(recipe.train.seed)) {
   MOE_CHECK(std::ssize(token_bytes_) == model.config().vocab_size, "{} token lengths, vocabulary {}", token_bytes_.size(),
             model.config().vocab_size);
@@ -54,6 +55,10 @@ Trainer::Trainer(const Recipe& recipe, const Corpus& corpus, std::vector<int32_t
                 .weight_decay = recipe_.weight_decay,
                 .clip = recipe_.clip};
   optimizer_.Reset(model.parameters());
+  size_t i = 0;
+  for (Parameter& parameter : model.parameters().all()) {
+    optimized_.push_back({.parameter = &parameter, .packed = packs_[i++].packed});
+  }
   set_steps(recipe_.steps);
 }
 
@@ -95,10 +100,11 @@ Status Trainer::Gradients(StepMetrics& metrics, ExecContext& ctx) {
   const auto aux_scale = static_cast<float>(1.0 / static_cast<double>(count));
   int64_t num_bytes = 0;
   stats_.Clear();
-  {
+  if (!gradients_clear_) {  // else the last step has left them at 0
     Stopwatch watch(metrics.parts.optimizer);
     model_.parameters().ZeroGradients();
   }
+  gradients_clear_ = false;
   for (int64_t i = 0; i < count; ++i) {
     {
       Stopwatch watch(metrics.parts.data);
@@ -129,11 +135,12 @@ Status Trainer::Step(StepMetrics& metrics, ExecContext& ctx) {
     Stopwatch watch(metrics.parts.optimizer);
     metrics.grad_norm = GlobalGradNorm(store, ctx);
     if (!std::isfinite(metrics.grad_norm)) return NotFinite("the gradient's norm", metrics.grad_norm);
-    ApplyAdamw(optimizer_, store, metrics.lr, metrics.grad_norm, ctx);
-  }
-  {
-    Stopwatch watch(metrics.parts.repack);
-    model_.Repack(ctx);
+    for (size_t i = 0; recipe_.skip_idle_experts && i < packs_.size(); ++i) {
+      if (packs_[i].experts_of < 0) continue;
+      optimized_[i].tokens_per_expert = stats_.layers[static_cast<size_t>(packs_[i].experts_of)].tokens_per_expert;
+    }
+    ApplyAdamw(optimizer_, optimized_, metrics.lr, metrics.grad_norm, ctx);
+    gradients_clear_ = true;
   }
   seconds += metrics.parts.total();
   metrics.seconds = seconds;

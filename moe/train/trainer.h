@@ -24,9 +24,9 @@ class Trainer {
 
   // Weights of the recipe's seed, moments 0, no step done.
   void Restart(ExecContext& ctx);
-  // The next step: batch_tokens targets in micro-batches, mean gradient, clipping, AdamW, packs. Weights and moments are then a
-  // function of recipe, corpus and kernel table alone: not of threads, nor of stops between steps. An error (loss, gradient or
-  // router not finite) names the step, the place and what to try, and leaves weights and moments as they were.
+  // The next step: batch_tokens targets in micro-batches, mean gradient, clipping, AdamW with packs. Weights and moments are
+  // then a function of recipe, corpus and kernel table alone: not of threads, nor of stops between steps. An error (loss,
+  // gradient or router not finite) names the step, the place and what to try, and leaves weights and moments as they were.
   Status Step(StepMetrics& metrics, ExecContext& ctx);
 
   // The error of a run whose numbers have gone wrong in that step: `what`, and what to try.
@@ -45,6 +45,9 @@ class Trainer {
   TrainRecipe recipe_;
   std::vector<int32_t> token_bytes_;
   Model& model_;
+  std::vector<Model::PackOf> packs_;           // in the store's order
+  std::vector<OptimizedParameter> optimized_;  // the same
+  bool gradients_clear_ = false;
   Optimizer optimizer_;
   Schedule schedule_;
   DataStream stream_;

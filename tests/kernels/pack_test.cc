@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -72,6 +74,46 @@ TEST(Pack, HoldsEveryValueAtItsPlaceAndZerosElsewhere) {
           ExpectSameBits(f32, want_f32);
           EXPECT_EQ(bf16, want_bf16);
         }
+      }
+    }
+  }
+}
+
+TEST(Pack, BothAtOnceIsEitherAlone) {
+  for (const KernelTable* table : SupportedKernelTables()) {
+    for (const int64_t cols : {32, 64, 160}) {
+      for (const bool stream : {false, true}) {
+        SCOPED_TRACE(fmt::format("{} columns {} stream {}", table->name, cols, stream));
+        Rng rng(2);
+        Matrix w(32, cols, false, 5, rng);
+        for (size_t i = 0; i < kSpecials.size(); ++i) {
+          w.data[w.At(0, static_cast<int64_t>(i))] = kSpecials[i];
+          w.data[w.At(static_cast<int64_t>(i), 31)] = kSpecials[i];
+        }
+        const auto check = [&]<class T>(T, auto pack_both, auto pack_one, int64_t per_pair) {
+          // A gap of a panel between the transposed panels: they belong to a higher matrix.
+          const int64_t panel = 32 * 32 / per_pair, panels = cols / 32, size = cols * 32 / per_pair;
+          struct alignas(64) Line {
+            T elements[64 / sizeof(T)];
+          };
+          const auto make = [](int64_t elements) {
+            return std::vector<Line>(static_cast<size_t>(elements) * sizeof(T) / 64, [] {
+              Line line;
+              std::fill_n(line.elements, 64 / sizeof(T), T{77});
+              return line;
+            }());
+          };
+          auto forward = make(size), transposed = make(2 * size), want_forward = make(size), want_transposed = make(2 * size);
+          const auto at = [](std::vector<Line>& lines, int64_t i) { return lines[0].elements + i; };
+          pack_both(w.data.data(), w.n_stride, cols, stream, at(forward, 0), at(transposed, 0), 2 * panel);
+          pack_one(w.data.data(), w.n_stride, 1, 32, cols, at(want_forward, 0));
+          for (int64_t p = 0; p < panels; ++p)
+            pack_one(w.data.data() + 32 * p, 1, w.n_stride, 32, 32, at(want_transposed, 2 * p * panel));
+          EXPECT_EQ(std::memcmp(forward.data(), want_forward.data(), forward.size() * 64), 0);
+          EXPECT_EQ(std::memcmp(transposed.data(), want_transposed.data(), transposed.size() * 64), 0);
+        };
+        check(0.0f, table->pack_both_f32, table->pack_f32, 1);
+        check(uint32_t{0}, table->pack_both_bf16, table->pack_bf16, 2);
       }
     }
   }

@@ -190,6 +190,7 @@ TEST(Adamw, MatchesTheTwinOverSteps) {
       Values travelled(value.size());
       for (int64_t t = 1; t <= 5; ++t) {
         const auto grad = NormalFloats(n, rng);
+        auto consumed = grad;
         const ReferenceAdamw twin{0.01f, 0.9f, 0.95f, 1e-8f, 0.1f, t};
         table->adamw({.lr = 0.01f,
                       .beta1 = 0.9f,
@@ -199,7 +200,8 @@ TEST(Adamw, MatchesTheTwinOverSteps) {
                       .correction1 = static_cast<float>(1 - std::pow(twin.beta1, static_cast<double>(t))),
                       .correction2 = static_cast<float>(1 - std::pow(twin.beta2, static_cast<double>(t))),
                       .grad_scale = 0.25f},
-                     grad.data(), n, value.data(), m.data(), v.data());
+                     n, /*fetch_ahead=*/n, consumed.data(), value.data(), m.data(), v.data());
+        EXPECT_EQ(consumed, std::vector<float>(grad.size()));
         for (size_t i = 0; i < grad.size(); ++i) {
           const double before = value_d[i];
           twin.Update(grad[i] * 0.25, value_d[i], m_d[i], v_d[i]);
@@ -220,7 +222,7 @@ TEST(Adamw, MatchesTheTwinOverSteps) {
 TEST(Adamw, NoGradientOnlyDecays) {
   for (const KernelTable* table : SupportedKernelTables()) {
     std::vector<float> value(20, 2.0f), m(20), v(20);
-    const std::vector<float> grad(20, 0.0f);
+    std::vector<float> grad(20, 0.0f);
     table->adamw({.lr = 0.5f,
                   .beta1 = 0.9f,
                   .beta2 = 0.9f,
@@ -229,8 +231,32 @@ TEST(Adamw, NoGradientOnlyDecays) {
                   .correction1 = 0.1f,
                   .correction2 = 0.1f,
                   .grad_scale = 1.0f},
-                 grad.data(), 20, value.data(), m.data(), v.data());
+                 20, 0, grad.data(), value.data(), m.data(), v.data());
     for (const float x : value) EXPECT_EQ(x, 1.5f);
+  }
+}
+
+TEST(Adamw, WhereARowIsCutChangesNoBit) {
+  for (const KernelTable* table : SupportedKernelTables()) {
+    Rng rng(5);
+    constexpr int64_t kN = 131;
+    const AdamwStep step{.lr = 0.01f,
+                         .beta1 = 0.9f,
+                         .beta2 = 0.95f,
+                         .epsilon = 1e-8f,
+                         .weight_decay = 0.1f,
+                         .correction1 = 0.19f,
+                         .correction2 = 0.1f,
+                         .grad_scale = 0.3f};
+    std::vector<float> whole[4], cut[4];  // grad, value, m, v
+    for (auto& x : whole) x = NormalFloats(kN, rng);
+    for (float& x : whole[3]) x = x * x;
+    for (int i = 0; i < 4; ++i) cut[i] = whole[i];
+    table->adamw(step, kN, 0, whole[0].data(), whole[1].data(), whole[2].data(), whole[3].data());
+    for (int64_t begin = 0, n = 1; begin < kN; begin += n, n = std::min(n + 7, kN - begin)) {
+      table->adamw(step, n, 16, cut[0].data() + begin, cut[1].data() + begin, cut[2].data() + begin, cut[3].data() + begin);
+    }
+    for (int i = 0; i < 4; ++i) ExpectSameBits(cut[i], whole[i]);
   }
 }
 

@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "moe/model/model.h"
-#include "moe/ops/elementwise.h"
+#include "moe/ops/optimizer_step.h"
 #include "testing/matchers.h"
 #include "testing/test_context.h"
 #include "testing/tiny_model.h"
@@ -127,7 +127,8 @@ TEST(Training, ATinySequenceIsLearntByHeart) {
                                 .correction1 = static_cast<float>(1 - std::pow(0.9, step)),
                                 .correction2 = static_cast<float>(1 - std::pow(0.95, step)),
                                 .grad_scale = 1};
-          AdamwUpdate(adamw, p.grad.span(), p.value.span(), m[i].span(), v[i].span(), t.ctx);
+          const AdamwTensor tensor{.parameter = &p, .m = m[i].span(), .v = v[i].span()};
+          AdamwPass(adamw, {&tensor, 1}, t.ctx);
           ++i;
         }
         model.Repack(t.ctx);

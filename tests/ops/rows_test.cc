@@ -266,38 +266,5 @@ TEST(SumSquares, IsTheSameForAnyThreads) {
   }
 }
 
-TEST(AdamwUpdate, IsOneKernelCallPerElementWhateverTheThreads) {
-  Rng rng(8);
-  const int64_t n = 40001;
-  const auto grad = NormalFloats(n, rng), value = NormalFloats(n, rng);
-  const AdamwStep step{.lr = 0.1f,
-                       .beta1 = 0.9f,
-                       .beta2 = 0.99f,
-                       .epsilon = 1e-8f,
-                       .weight_decay = 0.1f,
-                       .correction1 = 0.1f,
-                       .correction2 = 0.01f,
-                       .grad_scale = 1};
-  std::vector<float> first;
-  for (const int threads : {1, 2, 3}) {
-    TestContext t(threads);
-    auto updated = value;
-    std::vector<float> m(value.size()), v(value.size());
-    AdamwUpdate(step, grad, updated, m, v, t.ctx);
-    for (size_t i = 0; i < grad.size(); i += 1000) {
-      double x = value[i], md = 0, vd = 0;
-      ReferenceAdamw{0.1f, 0.9f, 0.99f, 1e-8f, 0.1f, 1}.Update(grad[i], x, md, vd);
-      // the float corrections 0.1 and 0.01 against 1 - beta, and the roundings of an update of size 0.1
-      EXPECT_NEAR(updated[i], x, 0.1 * 60 * kU + 4 * kU * std::fabs(x)) << i;
-    }
-    if (threads == 1) first = updated;
-    ExpectSameBits(updated, first);
-  }
-  const ThrowingChecks guard;
-  TestContext t;
-  std::vector<float> a(3), b(3), c(3), d(2);
-  EXPECT_THROW(AdamwUpdate(step, a, b, c, d, t.ctx), CheckError);
-}
-
 }  // namespace
 }  // namespace moe::test

@@ -15,7 +15,7 @@ using test::TempDir;
 StepMetrics Sample() {
   StepMetrics metrics{.step = 3, .steps = 10, .tokens = 300, .step_tokens = 100, .loss = 2.5, .lr = 0.01, .grad_norm = 0.5};
   metrics.seconds = 1.5;
-  metrics.parts = {.data = 0.1, .model = 0.2, .optimizer = 0.1, .repack = 0.1};
+  metrics.parts = {.data = 0.1, .model = 0.2, .optimizer = 0.2};
   metrics.layers.resize(3);
   metrics.layers[0] = {.tokens_per_expert = {6, 2, 0}, .num_tokens = 4, .num_slots = 8, .num_dropped = 2, .balance_loss = 1.5};
   metrics.layers[2] = {.tokens_per_expert = {3, 3, 2}, .num_tokens = 4, .num_slots = 8, .balance_loss = 1, .z_loss = 4};

@@ -42,6 +42,13 @@ struct KernelTable {
   // One panel of PackedWeight from value(n, k) = w[n*n_stride + k*k_stride], n < num_n <= 32; the rest of the panel is 0.
   void (*pack_f32)(const float* w, int64_t n_stride, int64_t k_stride, int64_t num_n, int64_t K, float* panel);
   void (*pack_bf16)(const float* w, int64_t n_stride, int64_t k_stride, int64_t num_n, int64_t K, uint32_t* panel);
+  // 32 rows by `cols` columns (a multiple of 32) of a matrix, to their places in its forward and its transposed pack. forward:
+  // in the rows' panel, at the first column; transposed: in the first column's panel, at the first row; its next panel is
+  // transposed_stride elements on. stream: past the caches; then both are at kAlignment.
+  void (*pack_both_f32)(const float* w, int64_t stride, int64_t cols, bool stream, float* forward, float* transposed,
+                        int64_t transposed_stride);
+  void (*pack_both_bf16)(const float* w, int64_t stride, int64_t cols, bool stream, uint32_t* forward, uint32_t* transposed,
+                         int64_t transposed_stride);
   void (*to_bf16)(const float* x, int64_t n, Bf16* out);
   void (*to_float)(const Bf16* x, int64_t n, float* out);
   // out[i] = pair(x0[i], x1[i]); x1 null: (x0[i], 0).
@@ -84,7 +91,8 @@ struct KernelTable {
   // NeoX order.)
   void (*rope)(const float* cos, const float* sin, float sign, int64_t half, float* x);
 
-  void (*adamw)(const AdamwStep& step, const float* grad, int64_t n, float* value, float* m, float* v);
+  // Elementwise; grad is 0 afterwards. What lies fetch_ahead elements on in all four is fetched meanwhile (0: nothing).
+  void (*adamw)(const AdamwStep& step, int64_t n, int64_t fetch_ahead, float* grad, float* value, float* m, float* v);
 };
 
 // Tables that this CPU can run, best first.

@@ -208,6 +208,76 @@ void PackBf16(const float* w, int64_t n_stride, int64_t k_stride, int64_t num_n,
   }
 }
 
+// Bf16Bits, in the upper half of every lane.
+MOE_INLINE VecU RoundToUpperBf16(VecF x) {
+  const VecU u = reinterpret_cast<VecU>(x);
+  return (u & 0x7fffffffu) > 0x7f800000u ? u | 0x400000u : u + 0x7fffu + ((u >> 16) & 1u);
+}
+
+// Blocks that fill whole panels of both packs: every value is read once, and turned in registers for the forward pack.
+template <bool kStream>
+MOE_INLINE void PackBlockF32(const float* w, int64_t stride, int64_t cols, float* forward, float* transposed,
+                             int64_t transposed_stride) {
+  const auto store = [](AnyFloat * p, VecF x) __attribute__((always_inline)) {
+    kStream ? StoreStream(p, x) : Store(p, x);
+  };
+  for (int64_t c = 0; c < cols; c += kLanes) {
+    float* panel = transposed + c / kPanelColumns * transposed_stride + c % kPanelColumns;
+    for (int64_t n0 = 0; n0 < kPanelColumns; n0 += kLanes) {
+      VecF block[kLanes];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLanes; ++i) {
+        block[i] = Load(w + (n0 + i) * stride + c);
+        store(panel + (n0 + i) * kPanelColumns, block[i]);
+      }
+      Transpose(block);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLanes; ++i) store(forward + (c + i) * kPanelColumns + n0, block[i]);
+    }
+  }
+  if (kStream) StreamFence();
+}
+
+template <bool kStream>
+MOE_INLINE void PackBlockBf16(const float* w, int64_t stride, int64_t cols, uint32_t* forward, uint32_t* transposed,
+                              int64_t transposed_stride) {
+  const auto store = [](uint32_t * p, VecF x) __attribute__((always_inline)) {
+    auto* to = reinterpret_cast<AnyFloat*>(p);
+    kStream ? StoreStream(to, x) : Store(to, x);
+  };
+  for (int64_t c = 0; c < cols; c += 2 * kLanes) {
+    uint32_t* panel = transposed + c / kPanelColumns * transposed_stride + c % kPanelColumns;
+    for (int64_t n0 = 0; n0 < kPanelColumns; n0 += kLanes) {
+      VecF block[kLanes];  // pairs along the columns of a row
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLanes; i += 2) {
+        const float *row0 = w + (n0 + i) * stride + c, *row1 = row0 + stride;
+        const VecU a0 = RoundToUpperBf16(Load(row0)), b0 = RoundToUpperBf16(Load(row0 + kLanes));
+        const VecU a1 = RoundToUpperBf16(Load(row1)), b1 = RoundToUpperBf16(Load(row1 + kLanes));
+        uint32_t* pairs = panel + (n0 + i) / 2 * kPanelColumns;  // along the rows
+        store(pairs, reinterpret_cast<VecF>(a0 >> 16 | (a1 & 0xffff0000u)));
+        store(pairs + kLanes, reinterpret_cast<VecF>(b0 >> 16 | (b1 & 0xffff0000u)));
+        block[i] = UpperHalves(a0, b0), block[i + 1] = UpperHalves(a1, b1);
+      }
+      Transpose(block);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLanes; ++i) store(forward + (c / 2 + i) * kPanelColumns + n0, block[i]);
+    }
+  }
+  if (kStream) StreamFence();
+}
+
+void PackBothF32(const float* w, int64_t stride, int64_t cols, bool stream, float* forward, float* transposed,
+                 int64_t transposed_stride) {
+  if (stream) return PackBlockF32<true>(w, stride, cols, forward, transposed, transposed_stride);
+  PackBlockF32<false>(w, stride, cols, forward, transposed, transposed_stride);
+}
+void PackBothBf16(const float* w, int64_t stride, int64_t cols, bool stream, uint32_t* forward, uint32_t* transposed,
+                  int64_t transposed_stride) {
+  if (stream) return PackBlockBf16<true>(w, stride, cols, forward, transposed, transposed_stride);
+  PackBlockBf16<false>(w, stride, cols, forward, transposed, transposed_stride);
+}
+
 // Four products of 8-bit integers per lane, summed in 32 bits: what quantised weights could reach.
 struct StepInt8 {
   using Element = uint32_t;

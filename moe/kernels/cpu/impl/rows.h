@@ -179,15 +179,39 @@ void Rope(const float* cos, const float* sin, float sign, int64_t half, float* x
   }
 }
 
-void Adamw(const AdamwStep& step, const float* grad, int64_t n, float* value, float* m, float* v) {
-  const AdamwStep s = step;
-  const float keep = 1.0f - s.lr * s.weight_decay, rate = s.lr / s.correction1, inv_correction2 = 1.0f / s.correction2;
-  for (int64_t i = 0; i < n; ++i) {
-    const float g = grad[i] * s.grad_scale;
-    m[i] = s.beta1 * m[i] + (1.0f - s.beta1) * g;
-    v[i] = s.beta2 * v[i] + (1.0f - s.beta2) * g * g;
-    value[i] = value[i] * keep - rate * m[i] / (__builtin_sqrtf(v[i] * inv_correction2) + s.epsilon);
+// One vector everywhere, so that an element's result does not depend on where its row was cut.
+struct AdamwVector {
+  AdamwStep s;
+  float keep, rate, inv_correction2;
+  MOE_INLINE void operator()(float* grad, float* value, float* m, float* v) const {
+    const VecF g = Load(grad) * s.grad_scale;
+    const VecF m_new = s.beta1 * Load(m) + (1.0f - s.beta1) * g, v_new = s.beta2 * Load(v) + (1.0f - s.beta2) * g * g;
+    Store(m, m_new);
+    Store(v, v_new);
+    Store(value, Load(value) * keep - rate * m_new / (Sqrt(v_new * inv_correction2) + s.epsilon));
+    Store(grad, VecF{});
   }
+};
+
+void Adamw(const AdamwStep& step, int64_t n, int64_t fetch_ahead, float* grad, float* value, float* m, float* v) {
+  constexpr int64_t kLine = 16;  // floats
+  const AdamwVector update{step, 1.0f - step.lr * step.weight_decay, step.lr / step.correction1, 1.0f / step.correction2};
+  int64_t i = 0;
+  for (; i + kLine <= n; i += kLine) {
+    if (fetch_ahead != 0) {
+      const int64_t ahead = i + fetch_ahead;
+      __builtin_prefetch(grad + ahead, 1), __builtin_prefetch(value + ahead, 1);
+      __builtin_prefetch(m + ahead, 1), __builtin_prefetch(v + ahead, 1);
+    }
+    for (int64_t j = i; j < i + kLine; j += kLanes) update(grad + j, value + j, m + j, v + j);
+  }
+  for (; i + kLanes <= n; i += kLanes) update(grad + i, value + i, m + i, v + i);
+  if (i == n) return;
+  float last[4][kLanes] = {};
+  for (int64_t j = i; j < n; ++j)
+    last[0][j - i] = grad[j], last[1][j - i] = value[j], last[2][j - i] = m[j], last[3][j - i] = v[j];
+  update(last[0], last[1], last[2], last[3]);
+  for (int64_t j = i; j < n; ++j) grad[j] = 0, value[j] = last[1][j - i], m[j] = last[2][j - i], v[j] = last[3][j - i];
 }
 
 }  // namespace

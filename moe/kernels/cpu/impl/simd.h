@@ -14,6 +14,8 @@ namespace {
 
 typedef float VecF __attribute__((vector_size(MOE_VECTOR_BYTES)));
 typedef int32_t VecI __attribute__((vector_size(MOE_VECTOR_BYTES)));
+typedef uint32_t VecU __attribute__((vector_size(MOE_VECTOR_BYTES)));
+typedef uint16_t VecH __attribute__((vector_size(MOE_VECTOR_BYTES)));
 typedef float VecFU __attribute__((vector_size(MOE_VECTOR_BYTES), aligned(4), may_alias));  // unaligned, in memory
 typedef int32_t VecIU __attribute__((vector_size(MOE_VECTOR_BYTES), aligned(4), may_alias));
 typedef float AnyFloat __attribute__((may_alias));  // four bytes moved as a float, whatever they are
@@ -37,6 +39,21 @@ MOE_INLINE VecF Load(const AnyFloat* p) {
 MOE_INLINE void Store(AnyFloat* p, VecF v) {
   *reinterpret_cast<VecFU*>(p) = v;
 }
+// Past the caches, for what is not read again soon; p at a multiple of the vector. Others see it after StreamFence.
+MOE_INLINE void StoreStream(AnyFloat* p, VecF v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(reinterpret_cast<float*>(p), reinterpret_cast<__m512>(v));
+#elif defined(__AVX__)
+  _mm256_stream_ps(reinterpret_cast<float*>(p), reinterpret_cast<__m256>(v));
+#else
+  Store(p, v);
+#endif
+}
+MOE_INLINE void StreamFence() {
+#if defined(__AVX__)
+  _mm_sfence();
+#endif
+}
 MOE_INLINE VecI LoadInt(const void* p) {
   return *static_cast<const VecIU*>(p);
 }
@@ -46,6 +63,16 @@ MOE_INLINE VecF Broadcast(float x) {
 
 MOE_INLINE VecF Max(VecF a, VecF b) {  // b where a is not greater, NaN included
   return a > b ? a : b;
+}
+MOE_INLINE VecF Sqrt(VecF x) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<VecF>(_mm512_maskz_sqrt_ps(0xffff, reinterpret_cast<__m512>(x)));  // g++ 12 warns of _mm512_sqrt_ps
+#elif defined(__AVX__)
+  return reinterpret_cast<VecF>(_mm256_sqrt_ps(reinterpret_cast<__m256>(x)));
+#else
+  for (int64_t i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
 }
 // {0, 1, 2, ...} + start
 MOE_INLINE VecI LaneIndex(int32_t start) {
@@ -108,6 +135,18 @@ MOE_INLINE VecF InterleaveHigh(VecF a, VecF b) {
   return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
 #else
   return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+#endif
+}
+// The upper halves of the lanes of a, then of b, side by side: {a0, a1}, {a2, a3}, ...
+MOE_INLINE VecF UpperHalves(VecU a, VecU b) {
+  const VecH x = reinterpret_cast<VecH>(a), y = reinterpret_cast<VecH>(b);
+#if MOE_VECTOR_BYTES == 64
+  return reinterpret_cast<VecF>(__builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31, 33, 35,
+                                                        37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63));
+#elif MOE_VECTOR_BYTES == 32
+  return reinterpret_cast<VecF>(__builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31));
+#else
+  return reinterpret_cast<VecF>(__builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15));
 #endif
 }
 // m[i][j] <-> m[j][i]: log2(kLanes) perfect shuffles.
