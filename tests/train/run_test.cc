@@ -100,6 +100,19 @@ TEST_F(RunTest, ResumedEqualsNeverStoppedBitForBit) {
   }
 }
 
+TEST_F(RunTest, ResumedEqualsNeverStoppedWhereIdleExpertsAreSkipped) {
+  const RecipeOverrides sets{
+      .sets = {"train.skip_idle_experts=true", "model.experts=48", "model.top_k=1", "model.normalize=false"}};
+  ASSERT_TRUE(Run("whole", false, sets));
+  const auto metrics = test::Metrics(Folder("whole"));
+  EXPECT_TRUE(std::ranges::any_of(metrics[5]["layers"][0]["tokens_per_expert"], [](const auto& n) { return n == 0; }));
+  ASSERT_TRUE(Run("stopped", false, sets, StopAfter(5)));
+  ASSERT_TRUE(Run("stopped", true, sets));
+  ExpectSameRun(Folder("stopped"), Folder("whole"));
+  ExpectError(Run("stopped", true, {.sets = {"train.skip_idle_experts=false", sets.sets[1], sets.sets[2], sets.sets[3]}}),
+              dir_ / "r.toml train.skip_idle_experts", "got false, expected true");
+}
+
 TEST_F(RunTest, StoppedWithinAnEvaluationDoesItAgain) {
   ASSERT_TRUE(Run("whole"));
   for (const int64_t at : {4, 12}) {

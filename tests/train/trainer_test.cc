@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "moe/model/evaluate.h"
 #include "testing/matchers.h"
 #include "tests/train/tiny_run.h"
@@ -155,6 +157,105 @@ TEST(Trainer, ALossThatIsNotFiniteStopsBeforeTheUpdate) {
     return;
   }
   FAIL() << "a learning rate of 1e30 went unnoticed";
+}
+
+// One expert's values, moments and packs in a layer, as bits.
+std::vector<uint32_t> ExpertBits(Bench& bench, int64_t layer, int64_t e) {
+  std::vector<uint32_t> bits;
+  const auto add = [&](const void* data, int64_t bytes) {
+    const auto* p = static_cast<const uint32_t*>(data);
+    bits.insert(bits.end(), p, p + bytes / 4);
+  };
+  const auto packs = bench.model.Packs();
+  size_t i = 0;
+  for (const Parameter& p : bench.model.parameters().all()) {
+    const Model::PackOf& pack = packs[i];
+    if (pack.experts_of == layer) {
+      const int64_t size = p.value.size() / p.value.shape()[0];
+      for (const Tensor* t :
+           std::initializer_list<const Tensor*>{&p.value, &bench.trainer.optimizer().m[i], &bench.trainer.optimizer().v[i]})
+        add(t->data() + e * size, 4 * size);
+      add(pack.packed->forward(e).data, pack.packed->forward(e).bytes());
+      add(pack.packed->transposed(e).data, pack.packed->transposed(e).bytes());
+    }
+    ++i;
+  }
+  return bits;
+}
+
+TEST(Trainer, ExpertsWithoutTokensAreSkippedWhenAsked) {
+  constexpr int64_t kExperts = 48;
+  for (const char* dtype : {"train.dtype=f32", "train.dtype=bf16"}) {
+    const std::vector<std::string> sets = {dtype,
+                                           "model.experts=48",
+                                           "model.top_k=1",
+                                           "model.normalize=false",
+                                           "train.batch_tokens=32",
+                                           "train.micro_batch_tokens=16",
+                                           "model.capacity_factor=",
+                                           "train.skip_idle_experts=true"};
+    auto without = sets;
+    without.back() = "train.skip_idle_experts=false";
+    Bench skipping(sets), ordinary(without);
+    for (int step = 0; step < 3; ++step) {
+      // From the same state, then a step of each.
+      auto& from = skipping.trainer.optimizer();
+      auto& to = ordinary.trainer.optimizer();
+      to.steps_done = from.steps_done;
+      for (size_t i = 0; i < from.m.size(); ++i) {
+        const auto copy = [](const Tensor& a, Tensor& b) { std::ranges::copy(a.span(), b.span().begin()); };
+        copy(skipping.model.parameters().all()[i].value, ordinary.model.parameters().all()[i].value);
+        copy(from.m[i], to.m[i]), copy(from.v[i], to.v[i]);
+      }
+      ordinary.model.Repack(ordinary.ctx);
+      std::vector<std::vector<uint32_t>> before;
+      for (int64_t i = 0; i < 2 * kExperts; ++i) before.push_back(ExpertBits(skipping, i / kExperts, i % kExperts));
+      const StepMetrics metrics = skipping.Step();
+      EXPECT_EQ(metrics.loss, ordinary.Step().loss);
+      int64_t num_idle = 0;
+      for (int64_t i = 0; i < 2 * kExperts; ++i) {
+        const int64_t layer = i / kExperts, e = i % kExperts;
+        const bool idle = metrics.layers[static_cast<size_t>(layer)].tokens_per_expert[static_cast<size_t>(e)] == 0;
+        num_idle += idle;
+        EXPECT_EQ(ExpertBits(skipping, layer, e) == before[static_cast<size_t>(i)], idle) << layer << " " << e;
+        EXPECT_EQ(ExpertBits(skipping, layer, e) == ExpertBits(ordinary, layer, e), !idle) << layer << " " << e;
+      }
+      EXPECT_GE(num_idle, 2 * (kExperts - 32));
+      EXPECT_LT(num_idle, 2 * kExperts);
+      // Routers, attention, norms and embedding know nothing of it.
+      const auto packs = skipping.model.Packs();
+      for (size_t i = 0; i < packs.size(); ++i) {
+        if (packs[i].experts_of >= 0) continue;
+        test::ExpectSameBits(skipping.model.parameters().all()[i].value.span(),
+                             ordinary.model.parameters().all()[i].value.span());
+      }
+    }
+  }
+}
+
+TEST(Trainer, PacksFollowTheMasters) {
+  for (const char* tied : {"model.tie_embeddings=true", "model.tie_embeddings=false"}) {
+    for (const char* dtype : {"train.dtype=f32", "train.dtype=bf16"}) {
+      Bench bench({tied, dtype, "model.shared_experts=1", "model.dense_layers=[0]", "model.ffn_width=48"}, 2);
+      const auto packed_bytes = [&] {
+        std::vector<std::byte> all;
+        for (const Model::PackOf& pack : bench.model.Packs()) {
+          if (pack.packed == nullptr) continue;
+          for (int64_t e = 0; e < pack.packed->count(); ++e) {
+            for (const PackedWeight& w : {pack.packed->forward(e), pack.packed->transposed(e)})
+              all.insert(all.end(), w.data, w.data + w.bytes());
+          }
+        }
+        return all;
+      };
+      const auto before = packed_bytes();
+      bench.Step();
+      const auto after = packed_bytes();
+      EXPECT_FALSE(after == before);
+      bench.model.Repack(bench.ctx);
+      EXPECT_TRUE(after == packed_bytes()) << tied << " " << dtype;
+    }
+  }
 }
 
 TEST(Trainer, RestartForgetsEverything) {
