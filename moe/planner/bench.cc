@@ -48,11 +48,12 @@ class Sampler {
 }  // namespace
 
 BenchResult RunBench(const BenchCase& bench, double seconds, CeilingProbe& probe, ExecContext& ctx) {
-  MOE_CHECK(!bench.bounds.empty() && bench.bounds[0].work > 0, "{}/{} does nothing", bench.group, bench.name);
   const BenchRun run = bench.prepare(ctx);
+  const std::vector<Bound>& bounds = run.bounds.empty() ? bench.bounds : run.bounds;
+  MOE_CHECK(!bounds.empty() && bounds[0].work > 0, "{}/{} does nothing", bench.group, bench.name);
   MOE_CHECK((run.reference != nullptr) == !bench.reference.name.empty(), "{}/{}: reference without name, or name without one",
             bench.group, bench.name);
-  const double work = bench.bounds[0].work, reference_work = bench.reference.work > 0 ? bench.reference.work : work;
+  const double work = bounds[0].work, reference_work = bench.reference.work > 0 ? bench.reference.work : work;
   Sampler own(run.run);
   std::vector<Sampler> others;  // reference, if any, then peers
   if (run.reference) others.emplace_back(run.reference);
@@ -64,7 +65,7 @@ BenchResult RunBench(const BenchCase& bench, double seconds, CeilingProbe& probe
   for (const double start = NowSeconds(); rates.size() < kMinRounds || NowSeconds() - start < seconds;) {
     if (!rates.empty() && InterruptRequested()) break;
     double least_s = 0;
-    for (const Bound& bound : bench.bounds) least_s = std::max(least_s, bound.work / probe.Sample(bound.ceiling, ctx.pool));
+    for (const Bound& bound : bounds) least_s = std::max(least_s, bound.work / probe.Sample(bound.ceiling, ctx.pool));
     const double own_s = own.Sample();
     rates.push_back(work / own_s);
     ceilings.push_back(work / least_s);
@@ -79,13 +80,14 @@ BenchResult RunBench(const BenchCase& bench, double seconds, CeilingProbe& probe
 
   BenchResult result{.group = bench.group,
                      .name = bench.name,
-                     .in_bytes = InBytes(bench.bounds[0].ceiling),
+                     .in_bytes = InBytes(bounds[0].ceiling),
                      .rounds = static_cast<int>(rates.size()),
                      .run_s = Summarize(own.seconds()),
                      .per_s = Summarize(rates),
                      .ceiling = Summarize(ceilings),
                      .fraction = Summarize(fractions),
-                     .reference = bench.reference.name};
+                     .reference = bench.reference.name,
+                     .reference_is_part = bench.reference.is_part};
   if (run.reference) result.reference_ratio = Summarize(ratios[0]);
   for (size_t i = 0; i < run.peers.size(); ++i) {
     result.peers.push_back({run.peers[i].name, Summarize(ratios[ratios.size() - run.peers.size() + i])});

@@ -17,23 +17,25 @@ struct BenchPeer {
   std::function<void()> run;
 };
 
-// Something to measure, ready to run again and again.
-struct BenchRun {
-  std::function<void()> run;
-  std::function<void()> reference = nullptr;  // where the case has one
-  std::vector<BenchPeer> peers = {};
-};
-
 // At least work / ceiling seconds pass.
 struct Bound {
   Ceiling ceiling;
   double work = 0;  // FLOP or bytes of one run, whatever the ceiling counts
 };
 
+// Something to measure, ready to run again and again.
+struct BenchRun {
+  std::function<void()> run;
+  std::function<void()> reference = nullptr;  // where the case has one
+  std::vector<BenchPeer> peers = {};
+  std::vector<Bound> bounds = {};  // instead of the case's, where only preparing it tells them
+};
+
 // Another run of ours that the case is compared with.
 struct BenchReference {
-  std::string name;  // "dense"; empty: none
-  double work = 0;   // of one run of it, in the unit of the case's first bound; 0: the same
+  std::string name;      // "dense"; empty: none
+  double work = 0;       // of one run of it, in the unit of the case's first bound; 0: the same
+  bool is_part = false;  // of the case's run: the ratio is then its share of the time
 };
 
 struct BenchCase {
@@ -52,14 +54,15 @@ struct PeerResult {
 
 struct BenchResult {
   std::string group, name;
-  bool in_bytes = false;          // rates are bytes/s; otherwise FLOP/s
-  int rounds = 0;                 // 0: not run
-  Measured run_s;                 // seconds of one run
-  Measured per_s;                 // work of the first bound per second
-  Measured ceiling;               // the same at the bound that counts
-  Measured fraction;              // per_s / the ceiling beside it, round by round
-  std::string reference;          // empty: none
-  Measured reference_ratio;       // our rate / its, round by round
+  bool in_bytes = false;  // rates are bytes/s; otherwise FLOP/s
+  int rounds = 0;         // 0: not run
+  Measured run_s;         // seconds of one run
+  Measured per_s;         // work of the first bound per second
+  Measured ceiling;       // the same at the bound that counts
+  Measured fraction;      // per_s / the ceiling beside it, round by round
+  std::string reference;  // empty: none
+  bool reference_is_part = false;
+  Measured reference_ratio;       // our rate / its, round by round; of a part, its time / ours
   std::vector<PeerResult> peers;  // fastest first
 };
 

@@ -210,21 +210,21 @@ BenchCase BlockSparse(const MoeShape& s, Six which, const char* name, const Part
           }};
 }
 
-bool LargeEnough(const MoeShape& s) {
-  return s.T * s.k >= kMinRowsPerExpert * s.E;
-}
-
 }  // namespace
 
 std::string NameOf(const MoeShape& s) {
   return fmt::format("T{}.D{}.F{}.E{}.k{}", s.T, s.D, s.F, s.E, s.k);
 }
 
+bool ManyRowsPerExpert(const MoeShape& s) {
+  return s.T * s.k >= kMinRowsPerExpert * s.E;
+}
+
 std::vector<BenchCase> GroupedCases(const BenchShapes& shapes, DType format) {
   std::vector<BenchCase> out, padded, backward;
   for (const BenchLoads loads : {BenchLoads::kBalanced, BenchLoads::kZipf}) {
     for (const MoeShape& s : shapes.moe) {
-      if (!LargeEnough(s)) continue;
+      if (!ManyRowsPerExpert(s)) continue;
       for (const Part& p : {GateUp(s), Down(s)}) {
         out.push_back(Forward(s, p, loads, format));
         if (loads == BenchLoads::kZipf) padded.push_back(Padded(s, p, format));
@@ -232,7 +232,7 @@ std::vector<BenchCase> GroupedCases(const BenchShapes& shapes, DType format) {
     }
   }
   for (const MoeShape& s : shapes.moe) {
-    if (!LargeEnough(s)) continue;
+    if (!ManyRowsPerExpert(s)) continue;
     for (const Part& p : {BackwardGateUp(s), GradGateUp(s)}) backward.push_back(Backward(s, p, GateUp(s), format));
     for (const Part& p : {BackwardDown(s), GradDown(s)}) backward.push_back(Backward(s, p, Down(s), format));
   }
@@ -243,7 +243,7 @@ std::vector<BenchCase> GroupedCases(const BenchShapes& shapes, DType format) {
 std::vector<BenchCase> BlockSparseCases(const BenchShapes& shapes, DType format) {
   std::vector<BenchCase> out;
   for (const MoeShape& s : shapes.moe) {
-    if (!LargeEnough(s)) continue;
+    if (!ManyRowsPerExpert(s)) continue;
     out.push_back(BlockSparse(s, Six::kUp, "gate_up=SDD", GateUp(s), format));
     out.push_back(BlockSparse(s, Six::kDown, "down=DSD", Down(s), format));
     out.push_back(BlockSparse(s, Six::kBackDown, "dX_down=SDDt", BackwardDown(s), format));

@@ -14,7 +14,10 @@ namespace moe {
 // "T1024.D512.F256.E8.k2"
 std::string NameOf(const MoeShape& shape);
 
-// Nothing for shapes of fewer than 16 rows an expert: those are decodes.
+// 16 rows an expert at least: with fewer it is a decode.
+bool ManyRowsPerExpert(const MoeShape& shape);
+
+// Of the shapes with many rows per expert.
 std::vector<BenchCase> GroupedCases(const BenchShapes& shapes, DType format);
 std::vector<BenchCase> BlockSparseCases(const BenchShapes& shapes, DType format);
 

@@ -69,7 +69,8 @@ std::string BenchRow(const BenchResult& r, int name_width) {
   const char* unit = r.in_bytes ? "B" : "FLOP";
   std::string out = fmt::format("{:<{}}{:>15}{:>15}   {}", r.group + "/" + r.name, name_width, FormatRate(r.per_s.median, unit),
                                 FormatRate(r.ceiling.median, unit), Spread(r.fraction));
-  if (!r.reference.empty()) out += fmt::format("   {} of {}", Spread(r.reference_ratio), r.reference);
+  if (!r.reference.empty())
+    out += fmt::format("   {} {} {}", Spread(r.reference_ratio), r.reference_is_part ? "is" : "of", r.reference);
   for (size_t i = 0; i < r.peers.size(); ++i) {
     out += fmt::format("{} {} {}", i == 0 ? "  " : ",", r.peers[i].name, Spread(r.peers[i].ratio, "x"));
   }
@@ -82,7 +83,8 @@ std::string BenchSummary(std::span<const BenchResult> group) {
     if (!text.empty()) out += fmt::format("  {:<22}{}\n", title, text);
   };
   add("fraction:", MeanAndLeast(group, [](const BenchResult& r) { return r.fraction.median; }));
-  add("of the reference:", MeanAndLeast(group, [](const BenchResult& r) { return r.reference_ratio.median; }));
+  add("of the reference:",
+      MeanAndLeast(group, [](const BenchResult& r) { return r.reference_is_part ? 0 : r.reference_ratio.median; }));
   add("best peer's time/ours:",
       MeanAndLeast(group, [](const BenchResult& r) { return r.peers.empty() ? 0 : r.peers[0].ratio.median; }));
   return out;

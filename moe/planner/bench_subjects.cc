@@ -5,6 +5,7 @@
 #include <string>
 
 #include "moe/planner/bench_grouped.h"
+#include "moe/planner/bench_moe.h"
 
 namespace moe {
 namespace {
@@ -25,6 +26,10 @@ constexpr BenchSubject kSubjects[] = {
     {"gemm", "matrix products: dense, decode, of experts, block-sparse, backward", "gemm or moe",
      [](const BenchShapes& s, DType format, const GemmPeers& peers) {
        return Join({DenseCases(s, format, peers), GroupedCases(s, format), BlockSparseCases(s, format)});
+     }},
+    {"moe", "an MoE layer: its executors forward and backward, decode, router, training steps", "moe",
+     [](const BenchShapes& s, DType format, const GemmPeers&) {
+       return Join({MoeLayerCases(s, format), MoeDecodeCases(s, format), MoeStepCases(s, format)});
      }},
 };
 

@@ -84,7 +84,9 @@ TEST(RunBench, TheSlowestBoundCounts) {
 TEST(BenchSubjects, EveryCaseRunsOnTinyShapes) {
   Bench b;
   const auto shapes = ParseBenchShapes(
-      "gemm 3 33 5\ngemm 17 40 18\nmoe 64 32 16 4 2\nmoe 5 16 32 3 3\nattention 70 4 2 16\nadamw 1000\n", "tiny");
+      "gemm 3 33 5\ngemm 17 40 18\nmoe 64 32 16 4 2\nmoe 5 16 32 3 3\nmoe 48 16 16 3 1\nmoe 4096 16 16 2 2\nattention 70 4 2 "
+      "16\nadamw 1000\n",
+      "tiny");
   ASSERT_TRUE(shapes.has_value()) << shapes.error().Message();
   for (const BenchSubject& subject : BenchSubjects()) {
     for (const DType format : {DType::kF32, DType::kBf16}) {
