@@ -13,7 +13,8 @@ namespace moe {
 namespace {
 
 constexpr int kMinRounds = 3;
-constexpr double kSampleSeconds = 2e-3;  // at least: clocks and barriers are lost in it
+constexpr double kSampleSeconds = 2e-3;        // at least: clocks and barriers are lost in it
+constexpr double kMemorySampleSeconds = 8e-3;  // about what a probe of the memory takes
 // OpenMP's and OpenBLAS's threads spin after their work, on the processors that the next run wants.
 constexpr auto kPeersRest = std::chrono::milliseconds(3);
 
@@ -26,9 +27,9 @@ double SecondsOf(const std::function<void()>& run) {
 // Takes samples of one run: seconds of it, of as many together as it takes to fill a sample.
 class Sampler {
  public:
-  explicit Sampler(const std::function<void()>& run) : run_(run) {
+  Sampler(const std::function<void()>& run, double seconds) : run_(run) {
     run_();  // caches, pages and arenas have their state after it
-    repeats_ = std::max<int64_t>(1, static_cast<int64_t>(std::ceil(kSampleSeconds / std::max(SecondsOf(run_), 1e-9))));
+    repeats_ = std::max<int64_t>(1, static_cast<int64_t>(std::ceil(seconds / std::max(SecondsOf(run_), 1e-9))));
   }
   double Sample() {
     if (repeats_ > 1) run_();  // the others of the round have taken its place in the caches
@@ -54,19 +55,24 @@ BenchResult RunBench(const BenchCase& bench, double seconds, CeilingProbe& probe
   MOE_CHECK((run.reference != nullptr) == !bench.reference.name.empty(), "{}/{}: reference without name, or name without one",
             bench.group, bench.name);
   const double work = bounds[0].work, reference_work = bench.reference.work > 0 ? bench.reference.work : work;
-  Sampler own(run.run);
+  const bool in_bytes = InBytes(bounds[0].ceiling);
+  const double sample_s = in_bytes ? kMemorySampleSeconds : kSampleSeconds;
+  Sampler own(run.run, sample_s);
   std::vector<Sampler> others;  // reference, if any, then peers
-  if (run.reference) others.emplace_back(run.reference);
-  for (const BenchPeer& peer : run.peers) others.emplace_back(peer.run);
+  if (run.reference) others.emplace_back(run.reference, sample_s);
+  for (const BenchPeer& peer : run.peers) others.emplace_back(peer.run, sample_s);
   std::this_thread::sleep_for(run.peers.empty() ? kPeersRest * 0 : kPeersRest);
 
   std::vector<double> rates, ceilings, fractions;
   std::vector<std::vector<double>> ratios(others.size());
   for (const double start = NowSeconds(); rates.size() < kMinRounds || NowSeconds() - start < seconds;) {
     if (!rates.empty() && InterruptRequested()) break;
-    double least_s = 0;
-    for (const Bound& bound : bounds) least_s = std::max(least_s, bound.work / probe.Sample(bound.ceiling, ctx.pool));
-    const double own_s = own.Sample();
+    const auto bound_s = [&] {
+      double s = 0;
+      for (const Bound& bound : bounds) s = std::max(s, bound.work / probe.Sample(bound.ceiling, ctx.pool));
+      return s;
+    };
+    const double before_s = bound_s(), own_s = own.Sample(), least_s = (before_s + bound_s()) / 2;
     rates.push_back(work / own_s);
     ceilings.push_back(work / least_s);
     fractions.push_back(least_s / own_s);
@@ -80,7 +86,7 @@ BenchResult RunBench(const BenchCase& bench, double seconds, CeilingProbe& probe
 
   BenchResult result{.group = bench.group,
                      .name = bench.name,
-                     .in_bytes = InBytes(bounds[0].ceiling),
+                     .in_bytes = in_bytes,
                      .rounds = static_cast<int>(rates.size()),
                      .run_s = Summarize(own.seconds()),
                      .per_s = Summarize(rates),

@@ -70,9 +70,9 @@ inline bool InBytes(Ceiling c) {
   return c == Ceiling::kRead || c == Ceiling::kReadChunks || c == Ceiling::kReadModifyWrite || c == Ceiling::kOptimizerStream;
 }
 
-// Rounds of ceilings, case, reference and every peer in turn until `seconds` are spent, three at least (on Ctrl-C one), so that
-// slow phases of a shared machine hit all alike. A sample lasts 2 ms at least: short runs are repeated in it, after one that
-// brings their data back into the caches.
+// Rounds of ceilings, case, ceilings, reference and every peer in turn until `seconds` are spent, three at least (on Ctrl-C
+// one), so that slow phases of a shared machine hit all alike. A sample lasts 2 ms at least: short runs are repeated in it,
+// after one that brings their data back into the caches.
 BenchResult RunBench(const BenchCase& bench, double seconds, CeilingProbe& probe, ExecContext& ctx);
 
 }  // namespace moe

@@ -4,6 +4,7 @@
 #include <iterator>
 #include <string>
 
+#include "moe/planner/bench_attention.h"
 #include "moe/planner/bench_grouped.h"
 #include "moe/planner/bench_moe.h"
 
@@ -31,6 +32,8 @@ constexpr BenchSubject kSubjects[] = {
      [](const BenchShapes& s, DType format, const GemmPeers&) {
        return Join({MoeLayerCases(s, format), MoeDecodeCases(s, format), MoeStepCases(s, format)});
      }},
+    {"attention", "attention: prefill, backward, decode", "attention",
+     [](const BenchShapes& s, DType format, const GemmPeers&) { return AttentionCases(s, format); }},
 };
 
 }  // namespace
