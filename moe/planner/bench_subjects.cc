@@ -7,6 +7,7 @@
 #include "moe/planner/bench_attention.h"
 #include "moe/planner/bench_grouped.h"
 #include "moe/planner/bench_moe.h"
+#include "moe/planner/bench_optimizer.h"
 
 namespace moe {
 namespace {
@@ -34,6 +35,8 @@ constexpr BenchSubject kSubjects[] = {
      }},
     {"attention", "attention: prefill, backward, decode", "attention",
      [](const BenchShapes& s, DType format, const GemmPeers&) { return AttentionCases(s, format); }},
+    {"optimizer", "a step of AdamW", "adamw or moe",
+     [](const BenchShapes& s, DType format, const GemmPeers&) { return OptimizerCases(s, format); }},
 };
 
 }  // namespace
