@@ -2,6 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
+
+#include "moe/files/text_file.h"
+
 namespace moe {
 namespace {
 
@@ -55,6 +59,20 @@ TEST(BenchShapes, DefaultsHaveSomethingForEverySubject) {
   EXPECT_FALSE(shapes.moe.empty());
   EXPECT_FALSE(shapes.attention.empty());
   EXPECT_FALSE(shapes.adamw.empty());
+}
+
+TEST(BenchShapes, EveryFileOfTheTreeIsRight) {
+  int files = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(MOE_SOURCE_DIR) / "benches/shapes")) {
+    SCOPED_TRACE(entry.path());
+    const auto text = ReadTextFile(entry.path().string());
+    ASSERT_TRUE(text.has_value());
+    const auto shapes = ParseBenchShapes(*text, entry.path().string());
+    ASSERT_TRUE(shapes.has_value()) << shapes.error().Message();
+    EXPECT_EQ(ParseBenchShapes(ToText(*shapes), "again"), *shapes);
+    ++files;
+  }
+  EXPECT_GE(files, 12);
 }
 
 }  // namespace
