@@ -24,16 +24,17 @@ struct Widths {
   int64_t qkv() const { return q + 2 * kv; }
 };
 
-// Copies of the operands that a weight gradient [N,K] over M rows makes.
-int64_t WeightGradScratch(DType format, int64_t M, int64_t N, int64_t K, bool gathered) {
-  if (format == DType::kBf16) return (M + 1) / 2 * 2 * (N + Padded(K)) * 2;
-  return gathered || K % kPanel != 0 ? M * Padded(K) * kFloat : 0;
+// Both operands of a weight gradient [N,K] over M rows, laid out for its tiles.
+int64_t WeightGradScratch(DType format, int64_t M, int64_t N, int64_t K) {
+  const int64_t steps = format == DType::kBf16 ? (M + 1) / 2 : M;
+  return steps * (N + Padded(K)) * kFloat;
 }
 
-// Rows in bf16 that the threads of a product with K inputs keep. It matters only where K is the vocabulary; for two threads.
-int64_t GemmScratch(DType format, int64_t K) {
-  constexpr int64_t kThreads = 2, kRowBlock = 240;
-  return format == DType::kBf16 ? kThreads * kRowBlock * K * 2 : 0;
+// Rows laid out by the threads of a product of M rows with K inputs. It matters only where K is the vocabulary; for two
+// threads.
+int64_t GemmScratch(DType format, int64_t M, int64_t K) {
+  constexpr int64_t kThreads = 2, kItemRows = 240, kTileRows = 12;
+  return kThreads * (std::min(M, kItemRows) + kTileRows) * K * SizeOf(format);
 }
 
 // Rows that the experts work on together. What drops is not known beforehand: what fits the buckets. Blocks are half empty at
@@ -68,18 +69,16 @@ int64_t LayerSaved(const ModelConfig& config, const LayerSpec& layer, int64_t T)
 int64_t FfnBackwardScratch(const LayerSpec& layer, DType format, int64_t D, int64_t T) {
   if (layer.ffn == FfnKind::kDense) {
     const int64_t F = layer.ffn_width;
-    return T * F * kFloat + std::max(WeightGradScratch(format, T, D, F, false), WeightGradScratch(format, T, 2 * F, D, false));
+    return T * F * kFloat + std::max(WeightGradScratch(format, T, D, F), WeightGradScratch(format, T, 2 * F, D));
   }
   const MoeConfig& moe = layer.moe;
   const int64_t F = moe.expert_width, Fs = moe.shared_width(), E = moe.router.num_experts;
   const int64_t rows = ExpertRows(moe, T, true);
   int64_t bytes = (T * moe.router.top_k + rows * (2 * D + 3 * F) + T * E) * kFloat;
-  bytes += WeightGradScratch(format, rows, D, F, false) +
-           WeightGradScratch(format, rows, 2 * F, D, moe.executor != Executor::kPadded) +
-           WeightGradScratch(DType::kF32, T, E, D, false);
+  bytes += WeightGradScratch(format, rows, D, F) + WeightGradScratch(format, rows, 2 * F, D) +
+           WeightGradScratch(DType::kF32, T, E, D);
   if (Fs > 0) {
-    bytes +=
-        T * (3 * Fs + D) * kFloat + WeightGradScratch(format, T, D, Fs, false) + WeightGradScratch(format, T, 2 * Fs, D, false);
+    bytes += T * (3 * Fs + D) * kFloat + WeightGradScratch(format, T, D, Fs) + WeightGradScratch(format, T, 2 * Fs, D);
   }
   return bytes;
 }
@@ -88,7 +87,7 @@ int64_t AttentionBackwardScratch(const ModelConfig& config, DType format, int64_
   const Widths w(config);
   const int64_t normed = config.qk_norm == QkNorm::kNone ? 0 : w.qkv();
   return T * (w.q + w.qkv() + normed) * kFloat +
-         std::max(WeightGradScratch(format, T, w.D, w.q, false), WeightGradScratch(format, T, w.qkv(), w.D, false));
+         std::max(WeightGradScratch(format, T, w.D, w.q), WeightGradScratch(format, T, w.qkv(), w.D));
 }
 
 int64_t TrainingActivations(const ModelConfig& config, DType format, int64_t T) {
@@ -96,7 +95,7 @@ int64_t TrainingActivations(const ModelConfig& config, DType format, int64_t T) 
   const int64_t rows_info = T * (5 * kFloat + 1 + static_cast<int64_t>(sizeof(Segment)));
   const int64_t chunk = std::min(T, HeadChunkRows(V));
   int64_t saved = 0;
-  int64_t scratch = chunk * (V + 1) * kFloat + std::max(GemmScratch(format, V), WeightGradScratch(format, chunk, V, D, false));
+  int64_t scratch = chunk * (V + 1) * kFloat + std::max(GemmScratch(format, chunk, V), WeightGradScratch(format, chunk, V, D));
   for (const LayerSpec& layer : config.layers) {
     saved += LayerSaved(config, layer, T);
     scratch = std::max({scratch, FfnBackwardScratch(layer, format, D, T), AttentionBackwardScratch(config, format, T)});

@@ -74,7 +74,8 @@ void RunBlock(const Sizes& z, const AttentionSegment& segment, const Item& item,
     }
     const int64_t widest = valid[rows - 1];
     float* scores = scratch.scores.data();
-    for (int64_t c = 0; c < widest; c += kPanel) k.tile_f32(rows, z.P, a, keys + c * z.P, kPanel, scores + c, kKeyBlock, false);
+    for (int64_t c = 0; c < widest; c += kPanel)
+      k.tile_f32(rows, z.P, a, keys + c * z.P, kPanel, scores + c, kKeyBlock, false, {});
     k.softmax_block(rows, valid, scores, scratch.max.data() + s0, scratch.sum.data() + s0, scratch.rescale.data());
     float* o = scratch.out.data() + s0 * z.padded;
     for (int64_t r = 0; r < rows; ++r) {
@@ -83,7 +84,7 @@ void RunBlock(const Sizes& z, const AttentionSegment& segment, const Item& item,
       a[r] = scores + r * kKeyBlock;
     }
     for (int64_t c = 0; c < z.padded; c += kPanel)
-      k.tile_f32(rows, widest, a, values.at(c), values.stride(c), o + c, z.padded, begin > 0);
+      k.tile_f32(rows, widest, a, values.at(c), values.stride(c), o + c, z.padded, begin > 0, {});
   }
 }
 

@@ -66,13 +66,13 @@ void RunQueries(int64_t P, int64_t row, int64_t rows, int64_t position, int64_t 
     }
     const int64_t widest = valid[tile - 1];
     for (int64_t c = 0; c < widest; c += kPanel) {
-      k.tile_f32(tile, P, q, scratch.keys.data() + c * P, kPanel, p + c, kKeyBlock, false);
-      k.tile_f32(tile, P, d_out, scratch.values.data() + c * P, kPanel, d + c, kKeyBlock, false);
+      k.tile_f32(tile, P, q, scratch.keys.data() + c * P, kPanel, p + c, kKeyBlock, false, {});
+      k.tile_f32(tile, P, d_out, scratch.values.data() + c * P, kPanel, d + c, kKeyBlock, false, {});
     }
     k.softmax_block_backward(tile, valid, scratch.log_sum_exp.data() + at, scratch.delta.data() + at, p, d);
     for (int64_t c = 0; c < padded; c += kPanel) {
-      k.tile_f32(tile, widest, d_s, key_rows.at(c), key_rows.stride(c), scratch.d_q.data() + at * padded + c, padded,
-                 begin > 0);
+      k.tile_f32(tile, widest, d_s, key_rows.at(c), key_rows.stride(c), scratch.d_q.data() + at * padded + c, padded, begin > 0,
+                 {});
     }
   }
 }
@@ -100,9 +100,9 @@ void RunItem(const AttentionShape& shape, const AttentionSegment& segment, int64
           for (int64_t c = 0; c < padded; c += kPanel) {
             const int64_t b = (row + skip) * padded + c, to = k0 * padded + c;
             k.outer_f32(tile, steps, scratch.p.data() + from, kKeyBlock, scratch.d_out.data() + b, padded,
-                        scratch.d_v.data() + to, padded, accumulate);
+                        scratch.d_v.data() + to, padded, accumulate, {});
             k.outer_f32(tile, steps, scratch.d_s.data() + from, kKeyBlock, scratch.q.data() + b, padded,
-                        scratch.d_k.data() + to, padded, accumulate);
+                        scratch.d_k.data() + to, padded, accumulate, {});
           }
         }
       }

@@ -10,7 +10,6 @@
 namespace moe {
 
 inline constexpr int64_t kKeyBlock = kSoftmaxBlock;  // keys taken at once, at absolute multiples of it
-inline constexpr int64_t kMaxTileRows = 16;          // no table has more
 
 inline int64_t RoundUpToPanel(int64_t x) {
   return CeilDiv(x, kPanel) * kPanel;

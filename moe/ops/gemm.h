@@ -5,7 +5,7 @@
 #include <span>
 
 #include "moe/ops/exec_context.h"
-#include "moe/tensor/mat_view.h"
+#include "moe/tensor/any_mat.h"
 #include "moe/tensor/packed_weight.h"
 
 namespace moe {
@@ -18,11 +18,11 @@ enum class Epilogue : uint8_t {
 
 // One product c [M,N] (op)= a [M,K] * weight [N,K]^T. M may be 0: nothing is written.
 struct GemmProblem {
-  MatView<const float> a;                // [M,K], or any number of rows when a_rows is given
+  ConstAnyMat a;                         // [M,K], or any number of rows when a_rows is given; bf16 only with such a weight
   std::span<const int32_t> a_rows;       // [M] row i of the product reads a[a_rows[i]]: a gather without a copy; empty: i
   const PackedWeight* weight = nullptr;  // [N,K]; its format decides the arithmetic: f32, or bf16 inputs with float32 sums
   Epilogue epilogue = Epilogue::kStore;
-  MatView<float> c;               // [M,N]; [M,N/2] for kSwiglu
+  AnyMat c;                       // [M,N]; [M,N/2] for kSwiglu; bf16 is rounded when written, and cannot accumulate
   MatView<float> pre_activation;  // [M,N] kSwiglu only: the product itself, kept for backward; may be empty
 };
 
@@ -35,11 +35,11 @@ inline void Gemm(const GemmProblem& problem, ExecContext& ctx) {
 
 // One weight gradient d_w [N,K] += d_y [M,N]^T * x [M,K]; the contraction runs over rows, M may be 0 (then nothing changes).
 struct WeightGradProblem {
-  MatView<const float> d_y;         // [M,N]
-  MatView<const float> x;           // [M,K], or more rows when x_rows is given
+  ConstAnyMat d_y;                  // [M,N]
+  ConstAnyMat x;                    // [M,K], or more rows when x_rows is given
   std::span<const int32_t> x_rows;  // [M] gather, as in GemmProblem; empty: i
   MatView<float> d_w;               // [N,K]
-  DType format = DType::kF32;       // kBf16: operands rounded to bf16, float32 sums
+  DType format = DType::kF32;       // kBf16: operands rounded to bf16 unless they are, float32 sums
 };
 void GroupedWeightGrad(std::span<const WeightGradProblem> problems, ExecContext& ctx);
 

@@ -57,6 +57,7 @@ struct Case {
 std::vector<float> RunTile(const KernelTable& table, const Tile& tile, const Case& x, int64_t first, int64_t rows,
                            bool accumulate) {
   const int64_t ldc = kColumns + 3;
+  const NextTiles next{.b = x.b.data(), .b_step = 64, .c = x.c.data()};  // only asked for: any address will do
   std::vector<float> c(static_cast<size_t>(std::max<int64_t>(1, rows) * ldc), NAN);
   for (int64_t r = 0; r < rows && accumulate; ++r)
     std::copy_n(x.c.begin() + (first + r) * kColumns, kColumns, c.begin() + r * ldc);
@@ -67,16 +68,16 @@ std::vector<float> RunTile(const KernelTable& table, const Tile& tile, const Cas
       for (int64_t k = 0; k < x.K; ++k)
         a[static_cast<size_t>(k * a_stride + r)] = x.a[static_cast<size_t>(first + r)][static_cast<size_t>(k)];
     if (tile.bf16) {
-      table.outer_bf16(rows, x.K, a.data(), a_stride, x.b.data(), x.b_stride, c.data(), ldc, accumulate);
+      table.outer_bf16(rows, x.K, a.data(), a_stride, x.b.data(), x.b_stride, c.data(), ldc, accumulate, next);
     } else {
       std::vector<float> a_f32(a.size()), b_f32(x.b.size());
       if (!a.empty()) std::memcpy(a_f32.data(), a.data(), a.size() * 4), std::memcpy(b_f32.data(), x.b.data(), x.b.size() * 4);
-      table.outer_f32(rows, x.K, a_f32.data(), a_stride, b_f32.data(), x.b_stride, c.data(), ldc, accumulate);
+      table.outer_f32(rows, x.K, a_f32.data(), a_stride, b_f32.data(), x.b_stride, c.data(), ldc, accumulate, next);
     }
   } else if (tile.bf16) {
     std::vector<const uint32_t*> a;
     for (int64_t r = 0; r < rows; ++r) a.push_back(x.a[static_cast<size_t>(first + r)].data());
-    table.tile_bf16(rows, x.K, a.data(), x.b.data(), x.b_stride, c.data(), ldc, accumulate);
+    table.tile_bf16(rows, x.K, a.data(), x.b.data(), x.b_stride, c.data(), ldc, accumulate, next);
   } else {
     std::vector<std::vector<float>> rows_f32;
     std::vector<const float*> a;
@@ -87,7 +88,7 @@ std::vector<float> RunTile(const KernelTable& table, const Tile& tile, const Cas
     }
     std::vector<float> b;
     for (const uint32_t word : x.b) b.push_back(std::bit_cast<float>(word));
-    table.tile_f32(rows, x.K, a.data(), b.data(), x.b_stride, c.data(), ldc, accumulate);
+    table.tile_f32(rows, x.K, a.data(), b.data(), x.b_stride, c.data(), ldc, accumulate, next);
   }
   std::vector<float> dense;
   for (int64_t r = 0; r < rows; ++r) {

@@ -125,9 +125,10 @@ TEST(LayerProperties, OneExpertIsTheDenseFfn) {
       const auto x = NormalFloats(T * 33, rng);
       std::vector<float> hidden(static_cast<size_t>(T * 48)), y(x.size());
       const MoeWeights& w = layer.layer().weights;
-      Gemm({.a = {x.data(), T, 33}, .weight = &w.gate_up.forward(), .epilogue = Epilogue::kSwiglu, .c = {hidden.data(), T, 48}},
+      const MatView<float> h(hidden.data(), T, 48);
+      Gemm({.a = MatView<const float>(x.data(), T, 33), .weight = &w.gate_up.forward(), .epilogue = Epilogue::kSwiglu, .c = h},
            layer.ctx());
-      Gemm({.a = {hidden.data(), T, 48}, .weight = &w.down.forward(), .c = {y.data(), T, 33}}, layer.ctx());
+      Gemm({.a = h, .weight = &w.down.forward(), .c = MatView<float>(y.data(), T, 33)}, layer.ctx());
       const auto d_y = NormalFloats(T * 33, rng);
       const LayerStep step = layer.Train(x, d_y);
       ExpectSameBits(step.y, y);

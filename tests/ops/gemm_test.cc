@@ -223,7 +223,7 @@ TEST(GroupedGemm, MisuseIsCaught) {
   const std::vector<int32_t> three = {0, 1, 2}, outside = {0, 1, 2, 4}, negative = {0, 1, 2, -1};
   FencedMatrix narrow(4, 31), half(4, 32), short_c(3, 64);
   expect_caught([&](GemmProblem& g) { g.weight = nullptr; });
-  expect_caught([&](GemmProblem& g) { g.a = g.a.Cols(0, 7); });
+  expect_caught([&](GemmProblem& g) { g.a.cols = 7; });
   expect_caught([&](GemmProblem& g) { g.a = g.a.Rows(0, 3); });
   expect_caught([&](GemmProblem& g) { g.a_rows = three; });
   expect_caught([&](GemmProblem& g) { g.a_rows = outside; });
@@ -231,8 +231,10 @@ TEST(GroupedGemm, MisuseIsCaught) {
   expect_caught([&](GemmProblem& g) { g.c = narrow.view(); });
   expect_caught([&](GemmProblem& g) { g.c = short_c.view(); });
   expect_caught([&](GemmProblem& g) { g.epilogue = Epilogue::kSwiglu; });  // c is too wide
-  expect_caught([&](GemmProblem& g) { g.pre_activation = g.c; });          // for SwiGLU only
+  expect_caught([&](GemmProblem& g) { g.pre_activation = p.c.view(); });   // for SwiGLU only
   expect_caught([&](GemmProblem& g) { g.epilogue = Epilogue::kSwiglu, g.c = half.view(), g.pre_activation = narrow.view(); });
+  expect_caught([&](GemmProblem& g) { g.a.dtype = DType::kBf16; });  // the weight is float32
+  expect_caught([&](GemmProblem& g) { g.epilogue = Epilogue::kAccumulate, g.c.dtype = DType::kBf16; });
 }
 
 // ---- weight gradients -------------------------------------------------------------------------------------------------------

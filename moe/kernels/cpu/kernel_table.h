@@ -23,21 +23,31 @@ struct AdamwStep {
   float grad_scale;                // gradients are multiplied by it first (clipping, accumulation)
 };
 
+inline constexpr int64_t kMaxTileRows = 16;  // no table has more
+
+// What the tiles after this one will read, asked for while this one computes: a line of b at every step of the contraction,
+// and the rows of c, at the same distance as this tile's. Any address will do; null: nothing.
+struct NextTiles {
+  const void* b = nullptr;
+  int64_t b_step = 0;  // bytes
+  const float* c = nullptr;
+};
+
 struct KernelTable {
   const char* name;  // "avx512bf16"
   int64_t max_rows;  // rows of one tile
 
   // c[r][0..32) (+)= sum over k of a[r][k] * b[k*b_stride + 0..32), rows <= max_rows. accumulate: starts from c, else from 0.
   void (*tile_f32)(int64_t rows, int64_t K, const float* const* a, const float* b, int64_t b_stride, float* c, int64_t ldc,
-                   bool accumulate);
+                   bool accumulate, NextTiles next);
   // The same with a column-wise a: element (r, k) is a[k*a_stride + r]. c = A^T B: weight gradients.
   void (*outer_f32)(int64_t rows, int64_t K, const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
-                    int64_t ldc, bool accumulate);
+                    int64_t ldc, bool accumulate, NextTiles next);
   // bf16 twins: an element is a pair of bf16 along the contraction (low half first), K2 and strides count pairs.
   void (*tile_bf16)(int64_t rows, int64_t K2, const uint32_t* const* a, const uint32_t* b, int64_t b_stride, float* c,
-                    int64_t ldc, bool accumulate);
+                    int64_t ldc, bool accumulate, NextTiles next);
   void (*outer_bf16)(int64_t rows, int64_t K2, const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride,
-                     float* c, int64_t ldc, bool accumulate);
+                     float* c, int64_t ldc, bool accumulate, NextTiles next);
 
   // One panel of PackedWeight from value(n, k) = w[n*n_stride + k*k_stride], n < num_n <= 32; the rest of the panel is 0.
   void (*pack_f32)(const float* w, int64_t n_stride, int64_t k_stride, int64_t num_n, int64_t K, float* panel);
@@ -49,10 +59,13 @@ struct KernelTable {
                         int64_t transposed_stride);
   void (*pack_both_bf16)(const float* w, int64_t stride, int64_t cols, bool stream, uint32_t* forward, uint32_t* transposed,
                          int64_t transposed_stride);
-  void (*to_bf16)(const float* x, int64_t n, Bf16* out);
+  void (*to_bf16)(const float* x, int64_t n, Bf16* out);  // below the normal range the result may be 0
   void (*to_float)(const Bf16* x, int64_t n, float* out);
+  // out[k*max_rows + r] = a[r][k], rows <= max_rows: words of four bytes. Writes up to kMaxTileRows words beyond the end.
+  void (*interleave_tile)(int64_t rows, int64_t K, const uint32_t* const* a, uint32_t* out);
   // out[i] = pair(x0[i], x1[i]); x1 null: (x0[i], 0).
   void (*interleave_bf16)(const float* x0, const float* x1, int64_t n, uint32_t* out);
+  void (*interleave_rows)(const Bf16* x0, const Bf16* x1, int64_t n, uint32_t* out);  // the same for rows already in bf16
 
   // Multiply-adds between registers, as many at once as a full tile has; returns the FLOP done. The tiles' ceiling.
   double (*peak_f32)(int64_t steps, float* sink);

@@ -149,6 +149,25 @@ MOE_INLINE VecF UpperHalves(VecU a, VecU b) {
   return reinterpret_cast<VecF>(__builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15));
 #endif
 }
+// The same within each quarter of four words.
+MOE_INLINE VecF QuarterLow(VecF a, VecF b) {
+#if MOE_VECTOR_BYTES == 64
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+#elif MOE_VECTOR_BYTES == 32
+  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13);
+#else
+  return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+#endif
+}
+MOE_INLINE VecF QuarterHigh(VecF a, VecF b) {
+#if MOE_VECTOR_BYTES == 64
+  return __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+#elif MOE_VECTOR_BYTES == 32
+  return __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+#else
+  return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+#endif
+}
 // m[i][j] <-> m[j][i]: log2(kLanes) perfect shuffles.
 MOE_INLINE void Transpose(VecF* m) {
 #pragma GCC unroll 4
