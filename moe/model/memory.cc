@@ -24,10 +24,10 @@ struct Widths {
   int64_t qkv() const { return q + 2 * kv; }
 };
 
-// Both operands of a weight gradient [N,K] over M rows, laid out for its tiles.
-int64_t WeightGradScratch(DType format, int64_t M, int64_t N, int64_t K) {
-  const int64_t steps = format == DType::kBf16 ? (M + 1) / 2 : M;
-  return steps * (N + Padded(K)) * kFloat;
+// Parts of both operands of a weight gradient [N,K] that two threads lay out.
+int64_t WeightGradScratch(int64_t N, int64_t K) {
+  constexpr int64_t kThreads = 2, kSteps = 256, kMaxRows = 480, kMaxColumns = 1024;
+  return kThreads * kSteps * (std::min(N, kMaxRows) + std::min(Padded(K), kMaxColumns)) * kFloat;
 }
 
 // Rows laid out by the threads of a product of M rows with K inputs. It matters only where K is the vocabulary; for two
@@ -66,28 +66,26 @@ int64_t LayerSaved(const ModelConfig& config, const LayerSpec& layer, int64_t T)
   return T * (2 * w.D + 2 + w.qkv() + w.q + config.num_heads + w.heads) * kFloat + FfnSaved(layer, w.D, T);
 }
 
-int64_t FfnBackwardScratch(const LayerSpec& layer, DType format, int64_t D, int64_t T) {
+int64_t FfnBackwardScratch(const LayerSpec& layer, int64_t D, int64_t T) {
   if (layer.ffn == FfnKind::kDense) {
     const int64_t F = layer.ffn_width;
-    return T * F * kFloat + std::max(WeightGradScratch(format, T, D, F), WeightGradScratch(format, T, 2 * F, D));
+    return T * F * kFloat + std::max(WeightGradScratch(D, F), WeightGradScratch(2 * F, D));
   }
   const MoeConfig& moe = layer.moe;
   const int64_t F = moe.expert_width, Fs = moe.shared_width(), E = moe.router.num_experts;
   const int64_t rows = ExpertRows(moe, T, true);
   int64_t bytes = (T * moe.router.top_k + rows * (2 * D + 3 * F) + T * E) * kFloat;
-  bytes += WeightGradScratch(format, rows, D, F) + WeightGradScratch(format, rows, 2 * F, D) +
-           WeightGradScratch(DType::kF32, T, E, D);
+  bytes += std::max({WeightGradScratch(D, F), WeightGradScratch(2 * F, D), WeightGradScratch(E, D)});
   if (Fs > 0) {
-    bytes += T * (3 * Fs + D) * kFloat + WeightGradScratch(format, T, D, Fs) + WeightGradScratch(format, T, 2 * Fs, D);
+    bytes += T * (3 * Fs + D) * kFloat;
   }
   return bytes;
 }
 
-int64_t AttentionBackwardScratch(const ModelConfig& config, DType format, int64_t T) {
+int64_t AttentionBackwardScratch(const ModelConfig& config, int64_t T) {
   const Widths w(config);
   const int64_t normed = config.qk_norm == QkNorm::kNone ? 0 : w.qkv();
-  return T * (w.q + w.qkv() + normed) * kFloat +
-         std::max(WeightGradScratch(format, T, w.D, w.q), WeightGradScratch(format, T, w.qkv(), w.D));
+  return T * (w.q + w.qkv() + normed) * kFloat + std::max(WeightGradScratch(w.D, w.q), WeightGradScratch(w.qkv(), w.D));
 }
 
 int64_t TrainingActivations(const ModelConfig& config, DType format, int64_t T) {
@@ -95,10 +93,10 @@ int64_t TrainingActivations(const ModelConfig& config, DType format, int64_t T) 
   const int64_t rows_info = T * (5 * kFloat + 1 + static_cast<int64_t>(sizeof(Segment)));
   const int64_t chunk = std::min(T, HeadChunkRows(V));
   int64_t saved = 0;
-  int64_t scratch = chunk * (V + 1) * kFloat + std::max(GemmScratch(format, chunk, V), WeightGradScratch(format, chunk, V, D));
+  int64_t scratch = chunk * (V + 1) * kFloat + std::max(GemmScratch(format, chunk, V), WeightGradScratch(V, D));
   for (const LayerSpec& layer : config.layers) {
     saved += LayerSaved(config, layer, T);
-    scratch = std::max({scratch, FfnBackwardScratch(layer, format, D, T), AttentionBackwardScratch(config, format, T)});
+    scratch = std::max({scratch, FfnBackwardScratch(layer, D, T), AttentionBackwardScratch(config, T)});
   }
   return rows_info + T * 4 * D * kFloat + saved + scratch;  // the stream after all layers, its gradient, two norms
 }

@@ -7,6 +7,8 @@
 namespace moe {
 namespace {
 
+constexpr WorkLimits kLimits = {.tiles = 20, .panels = 64};
+
 const std::byte* SourceRow(const GemmProblem& p, int64_t row) {
   return static_cast<const std::byte*>(p.a.row(p.a_rows.empty() ? row : p.a_rows[static_cast<size_t>(row)]));
 }
@@ -77,12 +79,6 @@ bool Interleaves(const WorkItem& item) {
   return item.panels >= kLeastPanels;
 }
 
-// The part-th of `parts` equal parts of memory that will be read soon.
-void AskFor(const std::byte* from, int64_t bytes, int64_t part, int64_t parts) {
-  constexpr int64_t kLine = 64;
-  for (int64_t at = bytes * part / parts; at < bytes * (part + 1) / parts; at += kLine) __builtin_prefetch(from + at, 0, 2);
-}
-
 void RunItem(const GemmProblem& p, const WorkItem& item, int64_t tiles, const Scratch& scratch, const KernelTable& k) {
   const PackedWeight& w = *p.weight;
   const bool bf16 = w.format == DType::kBf16, gated = p.epilogue == Epilogue::kSwiglu, interleaved = Interleaves(item);
@@ -92,7 +88,8 @@ void RunItem(const GemmProblem& p, const WorkItem& item, int64_t tiles, const Sc
   const uint32_t* a[kMaxTileRows];
   for (int64_t i = 0; interleaved && i < item.tiles; ++i) {
     const int64_t row = row_of(item.tile + i), rows = row_of(item.tile + i + 1) - row;
-    AskFor(w.panel(item.panel), w.panel_bytes(), i, item.tiles);
+    const int64_t share = CeilDiv(w.panel_bytes(), item.tiles);  // of the first panel
+    AskFor(w.panel(item.panel) + i * share, std::min(share, w.panel_bytes() - i * share));
     FindRows(p, row, rows, scratch.copies, a, k);
     k.interleave_tile(rows, steps, a, scratch.interleaved + i * steps * k.max_rows);
   }
@@ -164,20 +161,22 @@ void GroupedGemm(std::span<const GemmProblem> problems, ExecContext& ctx) {
   Arena::Scope scope(ctx.arena);
   const KernelTable& k = ctx.kernels;
   MOE_CHECK(k.max_rows <= kMaxTileRows, "{} rows in a tile", k.max_rows);
-  const auto tiles_of = [&](const GemmProblem& p) { return CeilDiv(p.c.rows, k.max_rows); };
-  int64_t copies = 0, interleaved = 0;  // words
+  // What a step takes must not depend on where its tokens go: as if one problem had all rows.
+  int64_t all_rows = 0, copies = 0, interleaved = 0;  // words
+  for (const GemmProblem& p : problems) CheckProblem(p), all_rows += p.c.rows;
+  const int64_t tiles = std::min(kLimits.tiles, CeilDiv(all_rows, k.max_rows));
   for (const GemmProblem& p : problems) {
-    CheckProblem(p);
     copies = std::max(copies, CopyStride(*p.weight) * k.max_rows);
-    interleaved = std::max(interleaved, Steps(*p.weight) * k.max_rows * std::min(tiles_of(p), kItemTiles));
+    interleaved = std::max(interleaved, Steps(*p.weight) * k.max_rows * tiles);
   }
+  const auto tiles_of = [&](const GemmProblem& p) { return CeilDiv(p.c.rows, k.max_rows); };
   const auto items = MakeWorkList(
       static_cast<int64_t>(problems.size()),
       [&](int64_t i) {
         const GemmProblem& p = problems[static_cast<size_t>(i)];
         return WorkShape{tiles_of(p), p.weight->num_panels(), Steps(*p.weight)};
       },
-      ctx);
+      kLimits, ctx);
   const auto scratch = ctx.arena.Alloc<Scratch>(ctx.pool.num_threads());
   for (Scratch& s : scratch) {
     s = {.copies = ctx.arena.Alloc<uint32_t>(copies).data(),

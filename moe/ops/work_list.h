@@ -9,8 +9,10 @@
 
 namespace moe {
 
-inline constexpr int64_t kItemTiles = 20;   // tiles of an item below each other, at most: their rows stay in L2 across panels
-inline constexpr int64_t kItemPanels = 64;  // and panels beside each other: they stay in the last-level cache across rows
+// What an item may have: tiles below each other, so that their rows stay in L2 across panels, and panels beside each other.
+struct WorkLimits {
+  int64_t tiles, panels;
+};
 
 // Of one problem: tiles below each other, panels beside each other, steps of the contraction.
 struct WorkShape {
@@ -27,7 +29,7 @@ struct WorkItem {
 // The work of all problems, largest items first. Items are as large as they can be, since rows are laid out anew for each, but
 // each takes only a part of what is left: the last ones are small, so that no thread ends long after the others.
 template <class Shape>
-std::span<WorkItem> MakeWorkList(int64_t num_problems, Shape&& shape, ExecContext& ctx) {
+std::span<WorkItem> MakeWorkList(int64_t num_problems, Shape&& shape, const WorkLimits& limits, ExecContext& ctx) {
   constexpr int64_t kPartOfRest = 2, kSmallest = 32;  // items of each thread, if all were like this one
   int64_t all = 0;
   for (int64_t i = 0; i < num_problems; ++i) all += shape(i).work();
@@ -37,10 +39,10 @@ std::span<WorkItem> MakeWorkList(int64_t num_problems, Shape&& shape, ExecContex
     for (int64_t i = 0; i < num_problems; ++i) {
       const WorkShape s = shape(i);
       if (s.work() == 0) continue;
-      const int64_t blocks = CeilDiv(s.tiles, kItemTiles), panel_work = CeilDiv(s.tiles, blocks) * (s.steps + 1);
+      const int64_t blocks = CeilDiv(s.tiles, limits.tiles), panel_work = CeilDiv(s.tiles, blocks) * (s.steps + 1);
       for (int64_t panel = 0, panels; panel < s.panels; panel += panels) {
         const int64_t wanted = std::max(smallest, rest / (kPartOfRest * threads)) / panel_work;
-        panels = std::min(std::clamp<int64_t>(wanted, 1, kItemPanels), s.panels - panel);
+        panels = std::min(std::clamp<int64_t>(wanted, 1, limits.panels), s.panels - panel);
         rest -= s.tiles * panels * (s.steps + 1);
         for (int64_t b = 0; b < blocks; ++b) {
           const int64_t begin = s.tiles * b / blocks, tiles = s.tiles * (b + 1) / blocks - begin;
@@ -62,6 +64,12 @@ std::span<WorkItem> MakeWorkList(int64_t num_problems, Shape&& shape, ExecContex
     return a.panel != b.panel ? a.panel < b.panel : a.tile < b.tile;
   });
   return items;
+}
+
+// Memory that will be read soon.
+inline void AskFor(const void* from, int64_t bytes) {
+  constexpr int64_t kLine = 64;
+  for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(static_cast<const std::byte*>(from) + at, 0, 2);
 }
 
 // M rows of `source`: all of them in order, or chosen ones. When M is 0, nothing is looked at: an expert without tokens has an

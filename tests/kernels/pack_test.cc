@@ -184,17 +184,48 @@ TEST(Interleave, PairsTwoRowsOrOneWithZeros) {
         ExpectRounded(static_cast<uint16_t>(one[i]), x0[i]);
         EXPECT_EQ(one[i] >> 16, 0u);
       }
-      // Rows that are in bf16 already keep their bits.
-      std::vector<Bf16> low(x0.size()), high(x0.size());
-      for (size_t i = 0; i < x0.size(); ++i) low[i] = ToBf16(x0[i]), high[i] = ToBf16(x1[i]);
-      std::fill(two.begin(), two.end(), 77u), std::fill(one.begin(), one.end(), 77u);
-      table->interleave_rows(low.data(), high.data(), n, two.data());
-      table->interleave_rows(low.data(), nullptr, n, one.data());
-      EXPECT_EQ(two.back(), 77u);
-      EXPECT_EQ(one.back(), 77u);
-      for (size_t i = 0; i < x0.size(); ++i) {
-        EXPECT_EQ(two[i], low[i].bits | static_cast<uint32_t>(high[i].bits) << 16);
-        EXPECT_EQ(one[i], low[i].bits);
+    }
+  }
+}
+
+// Every step of a contraction in groups of columns, each word where it belongs, zeros behind the last.
+TEST(Spread, CutsStepsIntoGroupsOfColumns) {
+  Rng rng(4);
+  enum Kind { kFloats, kRounded, kPairs };
+  for (const KernelTable* table : SupportedKernelTables()) {
+    for (const Kind kind : {kFloats, kRounded, kPairs}) {
+      for (const bool panels : {false, true}) {
+        for (const bool two : {false, true}) {
+          for (const int64_t n : {1, 5, 6, 12, 15, 16, 17, 31, 32, 33, 64, 100}) {
+            SCOPED_TRACE(fmt::format("{} kind {} panels {} two {} n {}", table->name, static_cast<int>(kind), panels, two, n));
+            const int64_t width = panels ? 32 : table->max_rows, groups = (n + width - 1) / width, steps = 3;
+            const int64_t stride = steps * width + kMaxTileRows;
+            const auto x0 = NormalFloats(n, rng), x1 = NormalFloats(n, rng);
+            std::vector<Bf16> b0, b1;
+            for (int64_t i = 0; i < n; ++i)
+              b0.push_back(ToBf16(x0[static_cast<size_t>(i)])), b1.push_back(ToBf16(x1[static_cast<size_t>(i)]));
+            std::vector<uint32_t> out(static_cast<size_t>(groups * stride + 1), 77u);
+            for (int64_t s = 0; s < steps; ++s) {
+              uint32_t* to = out.data() + s * width;
+              if (kind == kFloats) table->spread_f32(x0.data(), n, panels, stride, to);
+              if (kind == kRounded) table->spread_rounded(x0.data(), two ? x1.data() : nullptr, n, panels, stride, to);
+              if (kind == kPairs) table->spread_bf16(b0.data(), two ? b1.data() : nullptr, n, panels, stride, to);
+            }
+            EXPECT_EQ(out.back(), 77u);
+            for (int64_t s = 0; s < steps; ++s) {
+              for (int64_t i = 0; i < groups * width; ++i) {
+                const auto at = static_cast<size_t>(i);
+                uint32_t want = 0;
+                if (i < n) {
+                  want = kind == kFloats ? std::bit_cast<uint32_t>(x0[at])
+                                         : b0[at].bits | (two ? static_cast<uint32_t>(b1[at].bits) << 16 : 0u);
+                }
+                ASSERT_EQ(out[static_cast<size_t>(i / width * stride + s * width + i % width)], want)
+                    << "step " << s << " word " << i;
+              }
+            }
+          }
+        }
       }
     }
   }

@@ -65,7 +65,13 @@ struct KernelTable {
   void (*interleave_tile)(int64_t rows, int64_t K, const uint32_t* const* a, uint32_t* out);
   // out[i] = pair(x0[i], x1[i]); x1 null: (x0[i], 0).
   void (*interleave_bf16)(const float* x0, const float* x1, int64_t n, uint32_t* out);
-  void (*interleave_rows)(const Bf16* x0, const Bf16* x1, int64_t n, uint32_t* out);  // the same for rows already in bf16
+  // One step of a contraction over rows, cut into groups of 32 columns (`panels`) or of max_rows, `stride` words apart: word i
+  // of the step goes to out[i/width*stride + i%width], zeros follow in the last group. Groups of max_rows may be followed by up
+  // to kMaxTileRows words of nonsense: write steps in ascending order. Words are floats, pairs of floats rounded, pairs of
+  // bf16; x1 null: (x0[i], 0).
+  void (*spread_f32)(const float* x, int64_t n, bool panels, int64_t stride, uint32_t* out);
+  void (*spread_rounded)(const float* x0, const float* x1, int64_t n, bool panels, int64_t stride, uint32_t* out);
+  void (*spread_bf16)(const Bf16* x0, const Bf16* x1, int64_t n, bool panels, int64_t stride, uint32_t* out);
 
   // Multiply-adds between registers, as many at once as a full tile has; returns the FLOP done. The tiles' ceiling.
   double (*peak_f32)(int64_t steps, float* sink);

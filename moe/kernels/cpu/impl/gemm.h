@@ -140,12 +140,41 @@ MOE_INLINE uint32_t Bf16Bits(float x) {
   return (u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 0x40u : rounded;
 }
 
+// Two half vectors of 16-bit elements, one after the other, as indices of a shuffle.
+#if MOE_VECTOR_BYTES == 64
+#define MOE_ALL_OF_BOTH \
+  0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+#elif MOE_VECTOR_BYTES == 32
+#define MOE_ALL_OF_BOTH 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+#else
+#define MOE_ALL_OF_BOTH 0, 1, 2, 3, 4, 5, 6, 7
+#endif
+// The lower half's elements and the upper half's in turn.
+template <class V>
+MOE_INLINE V InterleaveHalves(V v) {
+#if MOE_VECTOR_BYTES == 64
+  return __builtin_shufflevector(v, v, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12,
+                                 28, 13, 29, 14, 30, 15, 31);
+#elif MOE_VECTOR_BYTES == 32
+  return __builtin_shufflevector(v, v, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+  return __builtin_shufflevector(v, v, 0, 4, 1, 5, 2, 6, 3, 7);
+#endif
+}
+
 // 16 floats at once by the CPU's own instruction, where it has one: it takes what is below the normal range for 0, as its
 // products do.
 #ifdef __AVX512BF16__
 typedef uint16_t VecBf16 __attribute__((vector_size(32)));
 MOE_INLINE VecBf16 RoundVector(const float* x) {
   return reinterpret_cast<VecBf16>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(Load(x))));
+}
+// x0[i] in the low half, x1[i], or 0, in the high one.
+MOE_INLINE VecI RoundPairs(const float* x0, const float* x1) {
+  typedef uint16_t Vec32 __attribute__((vector_size(64)));
+  const VecF low = Load(x0), high = x1 == nullptr ? VecF{} : Load(x1);
+  const auto v = reinterpret_cast<Vec32>(_mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(high), reinterpret_cast<__m512>(low)));
+  return reinterpret_cast<VecI>(InterleaveHalves(v));
 }
 #endif
 
@@ -166,8 +195,7 @@ void InterleaveBf16(const float* x0, const float* x1, int64_t n, uint32_t* out) 
   int64_t i = 0;
 #ifdef __AVX512BF16__
   for (; i + kLanes <= n; i += kLanes) {
-    VecI pairs = __builtin_convertvector(RoundVector(x0 + i), VecI);
-    if (x1 != nullptr) pairs |= __builtin_convertvector(RoundVector(x1 + i), VecI) << 16;
+    const VecI pairs = RoundPairs(x0 + i, x1 == nullptr ? nullptr : x1 + i);
     __builtin_memcpy(out + i, &pairs, sizeof(pairs));
   }
 #endif
@@ -177,12 +205,72 @@ void InterleaveBf16(const float* x0, const float* x1, int64_t n, uint32_t* out) 
     for (; i < n; ++i) out[i] = Bf16Bits(x0[i]) | Bf16Bits(x1[i]) << 16;
   }
 }
-void InterleaveRows(const Bf16* x0, const Bf16* x1, int64_t n, uint32_t* out) {
-  if (x1 == nullptr) {
-    for (int64_t i = 0; i < n; ++i) out[i] = x0[i].bits;
-  } else {
-    for (int64_t i = 0; i < n; ++i) out[i] = x0[i].bits | static_cast<uint32_t>(x1[i].bits) << 16;
+
+// Words of one step: floats, pairs of floats rounded, pairs of bf16. `At` gives one, `Vector` kLanes of them.
+struct WordsF32 {
+  const float* x;
+  MOE_INLINE uint32_t At(int64_t i) const { return __builtin_bit_cast(uint32_t, x[i]); }
+  MOE_INLINE VecI Vector(int64_t i) const { return LoadInt(x + i); }
+};
+template <bool kTwo>
+struct WordsRounded {
+  const float *x0, *x1;
+  MOE_INLINE uint32_t At(int64_t i) const { return Bf16Bits(x0[i]) | (kTwo ? Bf16Bits(x1[i]) << 16 : 0); }
+  MOE_INLINE VecI Vector(int64_t i) const {
+#ifdef __AVX512BF16__
+    return RoundPairs(x0 + i, kTwo ? x1 + i : nullptr);
+#else
+    uint32_t words[kLanes];
+    for (int64_t j = 0; j < kLanes; ++j) words[j] = At(i + j);
+    return LoadInt(words);
+#endif
   }
+};
+template <bool kTwo>
+struct WordsBf16 {
+  typedef uint16_t Half __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
+  typedef uint16_t Whole __attribute__((vector_size(4 * kLanes)));
+  const Bf16 *x0, *x1;
+  MOE_INLINE uint32_t At(int64_t i) const { return x0[i].bits | (kTwo ? static_cast<uint32_t>(x1[i].bits) << 16 : 0); }
+  MOE_INLINE VecI Vector(int64_t i) const {
+    const Half low = *reinterpret_cast<const Half*>(x0 + i), high = kTwo ? *reinterpret_cast<const Half*>(x1 + i) : Half{};
+    return reinterpret_cast<VecI>(InterleaveHalves(__builtin_shufflevector(low, high, MOE_ALL_OF_BOTH)));
+  }
+};
+
+template <class Words>
+MOE_INLINE void Spread(const Words words, int64_t n, bool panels, int64_t stride, uint32_t* out) {
+  const int64_t width = panels ? kPanelColumns : kMaxRows;
+  int64_t i = 0;
+  if (panels) {
+    for (; i + kPanelColumns <= n; i += kPanelColumns, out += stride) {
+#pragma GCC unroll 8
+      for (int64_t j = 0; j < kPanelColumns; j += kLanes) {
+        const VecI v = words.Vector(i + j);
+        __builtin_memcpy(out + j, &v, sizeof(v));
+      }
+    }
+  } else {
+    static_assert(kMaxRows <= kLanes);
+    for (; i + kLanes <= n; i += kMaxRows, out += stride) {
+      const VecI v = words.Vector(i);
+      __builtin_memcpy(out, &v, sizeof(v));
+    }
+  }
+  for (; i < n; i += width, out += stride) {
+    for (int64_t j = 0; j < width; ++j) out[j] = i + j < n ? words.At(i + j) : 0;
+  }
+}
+void SpreadF32(const float* x, int64_t n, bool panels, int64_t stride, uint32_t* out) {
+  Spread(WordsF32{x}, n, panels, stride, out);
+}
+void SpreadRounded(const float* x0, const float* x1, int64_t n, bool panels, int64_t stride, uint32_t* out) {
+  if (x1 == nullptr) return Spread(WordsRounded<false>{x0, x1}, n, panels, stride, out);
+  Spread(WordsRounded<true>{x0, x1}, n, panels, stride, out);
+}
+void SpreadBf16(const Bf16* x0, const Bf16* x1, int64_t n, bool panels, int64_t stride, uint32_t* out) {
+  if (x1 == nullptr) return Spread(WordsBf16<false>{x0, x1}, n, panels, stride, out);
+  Spread(WordsBf16<true>{x0, x1}, n, panels, stride, out);
 }
 
 // panel[k*32 + n] = rows[n*stride + k] for n < num_n, 0 for the other n < 32; k in [0, K). Square blocks turn in registers.
