@@ -169,10 +169,9 @@ typedef uint16_t VecBf16 __attribute__((vector_size(32)));
 MOE_INLINE VecBf16 RoundVector(const float* x) {
   return reinterpret_cast<VecBf16>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(Load(x))));
 }
-// x0[i] in the low half, x1[i], or 0, in the high one.
-MOE_INLINE VecI RoundPairs(const float* x0, const float* x1) {
+// A pair of each lane: `low` in its low half, `high` in its high one.
+MOE_INLINE VecI RoundPairs(VecF low, VecF high) {
   typedef uint16_t Vec32 __attribute__((vector_size(64)));
-  const VecF low = Load(x0), high = x1 == nullptr ? VecF{} : Load(x1);
   const auto v = reinterpret_cast<Vec32>(_mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(high), reinterpret_cast<__m512>(low)));
   return reinterpret_cast<VecI>(InterleaveHalves(v));
 }
@@ -195,7 +194,7 @@ void InterleaveBf16(const float* x0, const float* x1, int64_t n, uint32_t* out) 
   int64_t i = 0;
 #ifdef __AVX512BF16__
   for (; i + kLanes <= n; i += kLanes) {
-    const VecI pairs = RoundPairs(x0 + i, x1 == nullptr ? nullptr : x1 + i);
+    const VecI pairs = RoundPairs(Load(x0 + i), x1 == nullptr ? VecF{} : Load(x1 + i));
     __builtin_memcpy(out + i, &pairs, sizeof(pairs));
   }
 #endif
@@ -218,7 +217,7 @@ struct WordsRounded {
   MOE_INLINE uint32_t At(int64_t i) const { return Bf16Bits(x0[i]) | (kTwo ? Bf16Bits(x1[i]) << 16 : 0); }
   MOE_INLINE VecI Vector(int64_t i) const {
 #ifdef __AVX512BF16__
-    return RoundPairs(x0 + i, kTwo ? x1 + i : nullptr);
+    return RoundPairs(Load(x0 + i), kTwo ? Load(x1 + i) : VecF{});
 #else
     uint32_t words[kLanes];
     for (int64_t j = 0; j < kLanes; ++j) words[j] = At(i + j);
@@ -389,8 +388,12 @@ void PackBf16(const float* w, int64_t n_stride, int64_t k_stride, int64_t num_n,
 
 // Bf16Bits, in the upper half of every lane.
 MOE_INLINE VecU RoundToUpperBf16(VecF x) {
+#ifdef __AVX512BF16__
+  return reinterpret_cast<VecU>(RoundPairs(VecF{}, x));
+#else
   const VecU u = reinterpret_cast<VecU>(x);
   return (u & 0x7fffffffu) > 0x7f800000u ? u | 0x400000u : u + 0x7fffu + ((u >> 16) & 1u);
+#endif
 }
 
 // Blocks that fill whole panels of both packs: every value is read once, and turned in registers for the forward pack.
