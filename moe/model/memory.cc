@@ -26,7 +26,7 @@ struct Widths {
 
 // Parts of both operands of a weight gradient [N,K] that two threads lay out.
 int64_t WeightGradScratch(int64_t N, int64_t K) {
-  constexpr int64_t kThreads = 2, kSteps = 256, kMaxRows = 480, kMaxColumns = 1024;
+  constexpr int64_t kThreads = 2, kSteps = 256, kMaxRows = 1536, kMaxColumns = 512;
   return kThreads * kSteps * (std::min(N, kMaxRows) + std::min(Padded(K), kMaxColumns)) * kFloat;
 }
 

@@ -174,9 +174,9 @@ void GroupedGemm(std::span<const GemmProblem> problems, ExecContext& ctx) {
       static_cast<int64_t>(problems.size()),
       [&](int64_t i) {
         const GemmProblem& p = problems[static_cast<size_t>(i)];
-        return WorkShape{tiles_of(p), p.weight->num_panels(), Steps(*p.weight)};
+        return WorkShape{tiles_of(p), p.weight->num_panels(), Steps(*p.weight), kLimits};
       },
-      kLimits, ctx);
+      ctx);
   const auto scratch = ctx.arena.Alloc<Scratch>(ctx.pool.num_threads());
   for (Scratch& s : scratch) {
     s = {.copies = ctx.arena.Alloc<uint32_t>(copies).data(),

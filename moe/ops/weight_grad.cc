@@ -9,23 +9,20 @@
 namespace moe {
 namespace {
 
-constexpr WorkLimits kLimits = {.tiles = 40, .panels = 32};
 constexpr int64_t kChunk = 256;  // steps of the contraction at a time; the sums of each go on from those of the one before it
-constexpr int64_t kAhead = 4;    // steps from what is laid out to what is asked of memory
+// What an item lays out at a time: panels, times steps, that stay in L2; tiles, times steps, that are read once.
+constexpr int64_t kPanelSteps = 16 * kChunk, kTileSteps = 128 * kChunk;
+constexpr int64_t kAhead = 4;  // steps from what is laid out to what is asked of memory
 // A cache line more than they need lies between the columns of tiles and the panels: at a power of two they would share a few
 // sets of the caches.
 constexpr int64_t kGap = 16;  // words
 
 // Of one thread, in words of four bytes: floats, or pairs of bf16.
 struct Scratch {
-  uint32_t* d_y;  // [tiles][kChunk][max_rows]
-  uint32_t* x;    // [panels][kChunk][32]
+  uint32_t* d_y;  // [tiles][steps][max_rows]
+  uint32_t* x;    // [panels][steps][32]
   float* tile;    // [kMaxTileRows, kPanel]
 };
-int64_t ColumnStride(const KernelTable& k) {
-  return kChunk * k.max_rows + kGap;
-}
-constexpr int64_t kPanelStride = kChunk * kPanel + kGap;
 
 // Row m of a matrix, chosen or not.
 const void* RowOf(const ConstAnyMat& matrix, std::span<const int32_t> chosen, int64_t m) {
@@ -69,25 +66,39 @@ int64_t Steps(const WeightGradProblem& p) {
   return p.format == DType::kBf16 ? CeilDiv(p.d_y.rows, 2) : p.d_y.rows;
 }
 
+WorkShape ShapeOf(const WeightGradProblem& p, const KernelTable& k) {
+  const int64_t steps = Steps(p), at_once = std::clamp<int64_t>(steps, 1, kChunk);
+  return {.tiles = steps == 0 ? 0 : CeilDiv(p.d_w.rows, k.max_rows),
+          .panels = CeilDiv(p.d_w.cols, kPanel),
+          .steps = steps,
+          .limits = {.tiles = kTileSteps / at_once, .panels = kPanelSteps / at_once}};
+}
+
 void RunItem(const WeightGradProblem& p, const WorkItem& item, const Scratch& scratch, const KernelTable& k) {
-  const int64_t all_steps = Steps(p);
+  const int64_t all_steps = Steps(p), at_once = std::min(all_steps, kChunk);
+  const int64_t tile_stride = at_once * k.max_rows + kGap, panel_stride = at_once * kPanel + kGap;
   const int64_t row0 = item.tile * k.max_rows, num_rows = std::min(item.tiles * k.max_rows, p.d_w.rows - row0);
   const int64_t column0 = item.panel * kPanel, num_columns = std::min(item.panels * kPanel, p.d_w.cols - column0);
-  for (int64_t s0 = 0; s0 < all_steps; s0 += kChunk) {
-    const int64_t end = std::min(all_steps, s0 + kChunk), steps = end - s0;
-    LayOut(p.d_y, {}, p, row0, num_rows, /*panels=*/false, s0, end, ColumnStride(k), scratch.d_y, k);
-    LayOut(p.x, p.x_rows, p, column0, num_columns, /*panels=*/true, s0, end, kPanelStride, scratch.x, k);
-    for (int64_t panel = 0; panel < item.panels; ++panel) {
-      const int64_t column = column0 + panel * kPanel, columns = std::min(kPanel, p.d_w.cols - column);
-      const bool direct = columns == kPanel;
-      const uint32_t* b = scratch.x + panel * kPanelStride;
-      for (int64_t i = 0; i < item.tiles; ++i) {
-        const int64_t row = row0 + i * k.max_rows, rows = std::min(k.max_rows, p.d_w.rows - row);
-        const uint32_t* a = scratch.d_y + i * ColumnStride(k);
+  for (int64_t s0 = 0; s0 < all_steps; s0 += at_once) {
+    const int64_t end = std::min(all_steps, s0 + at_once), steps = end - s0;
+    LayOut(p.d_y, {}, p, row0, num_rows, /*panels=*/false, s0, end, tile_stride, scratch.d_y, k);
+    LayOut(p.x, p.x_rows, p, column0, num_columns, /*panels=*/true, s0, end, panel_stride, scratch.x, k);
+    // Along the rows of d_w, which come from memory and go back to it.
+    for (int64_t i = 0; i < item.tiles; ++i) {
+      const int64_t row = row0 + i * k.max_rows, rows = std::min(k.max_rows, p.d_w.rows - row);
+      const uint32_t* a = scratch.d_y + i * tile_stride;
+      for (int64_t panel = 0; panel < item.panels; ++panel) {
+        const int64_t column = column0 + panel * kPanel, columns = std::min(kPanel, p.d_w.cols - column);
+        const uint32_t* b = scratch.x + panel * panel_stride;
+        const bool direct = columns == kPanel;
         float* c = direct ? p.d_w.row(row) + column : scratch.tile;
         const int64_t ldc = direct ? p.d_w.stride : kPanel;
         NextTiles next;
-        if (direct) next.c = i + 1 < item.tiles ? c + k.max_rows * ldc : p.d_w.row(row0) + column + kPanel;
+        if (panel + 1 < item.panels) {
+          next.c = p.d_w.row(row) + column + kPanel;
+        } else if (i + 1 < item.tiles) {
+          next.c = p.d_w.row(row + k.max_rows) + column0;
+        }
         if (p.format == DType::kBf16) {
           k.outer_bf16(rows, steps, a, k.max_rows, b, kPanel, c, ldc, direct, next);
         } else {
@@ -109,22 +120,18 @@ void GroupedWeightGrad(std::span<const WeightGradProblem> problems, ExecContext&
   MOE_CHECK(k.max_rows <= kMaxTileRows, "{} rows in a tile", k.max_rows);
   for (const WeightGradProblem& p : problems) CheckProblem(p);
   const auto items = MakeWorkList(
-      static_cast<int64_t>(problems.size()),
-      [&](int64_t i) {
-        const WeightGradProblem& p = problems[static_cast<size_t>(i)];
-        return WorkShape{p.d_y.rows == 0 ? 0 : CeilDiv(p.d_w.rows, k.max_rows), CeilDiv(p.d_w.cols, kPanel), Steps(p)};
-      },
-      kLimits, ctx);
-  // As large as any number of rows could need: what a step takes must not depend on where its tokens go.
-  int64_t tiles = 0, panels = 0;
+      static_cast<int64_t>(problems.size()), [&](int64_t i) { return ShapeOf(problems[static_cast<size_t>(i)], k); }, ctx);
+  // As much as any number of rows could need: what a step takes must not depend on where its tokens go.
+  int64_t d_y_size = 0, x_size = 0;
   for (const WeightGradProblem& p : problems) {
-    tiles = std::max(tiles, std::min(kLimits.tiles, CeilDiv(p.d_w.rows, k.max_rows)));
-    panels = std::max(panels, std::min(kLimits.panels, CeilDiv(p.d_w.cols, kPanel)));
+    const int64_t tiles = CeilDiv(p.d_w.rows, k.max_rows), panels = CeilDiv(p.d_w.cols, kPanel);
+    d_y_size = std::max(d_y_size, std::min(kTileSteps, tiles * kChunk) * k.max_rows + tiles * kGap);
+    x_size = std::max(x_size, std::min(kPanelSteps, panels * kChunk) * kPanel + panels * kGap);
   }
   const auto scratch = ctx.arena.Alloc<Scratch>(ctx.pool.num_threads());
   for (Scratch& s : scratch) {
-    s = {.d_y = ctx.arena.Alloc<uint32_t>(tiles * ColumnStride(k)).data(),
-         .x = ctx.arena.Alloc<uint32_t>(panels * kPanelStride).data(),
+    s = {.d_y = ctx.arena.Alloc<uint32_t>(d_y_size).data(),
+         .x = ctx.arena.Alloc<uint32_t>(x_size).data(),
          .tile = ctx.arena.Alloc<float>(kMaxTileRows * kPanel).data()};
   }
   ctx.pool.ParallelFor(static_cast<int64_t>(items.size()), [&](int64_t i, int thread) {

@@ -14,9 +14,10 @@ struct WorkLimits {
   int64_t tiles, panels;
 };
 
-// Of one problem: tiles below each other, panels beside each other, steps of the contraction.
+// Of one problem: tiles below each other, panels beside each other, steps of the contraction, what its items may have.
 struct WorkShape {
   int64_t tiles, panels, steps;
+  WorkLimits limits;
   int64_t work() const { return tiles * panels * (steps + 1); }  // a product of nothing still writes zeros
 };
 
@@ -26,28 +27,45 @@ struct WorkItem {
   int64_t work;
 };
 
-// The work of all problems, largest items first. Items are as large as they can be, since rows are laid out anew for each, but
-// each takes only a part of what is left: the last ones are small, so that no thread ends long after the others.
+// Halves `item` along its longer side until no part has more work than `largest()`, and hands the parts to `add` in order.
+template <class Largest, class Add>
+void SplitItem(const WorkItem& item, int64_t tile_rows, Largest&& largest, Add&& add) {
+  if (item.work <= largest() || (item.tiles == 1 && item.panels == 1)) return add(item);
+  WorkItem first = item, second = item;
+  if (item.panels == 1 || (item.tiles > 1 && item.tiles * tile_rows > item.panels * kPanel)) {
+    first.tiles = item.tiles / 2, second.tiles = item.tiles - first.tiles, second.tile += first.tiles;
+  } else {
+    first.panels = item.panels / 2, second.panels = item.panels - first.panels, second.panel += first.panels;
+  }
+  const int64_t unit = item.work / (int64_t{item.tiles} * item.panels);
+  first.work = unit * first.tiles * first.panels, second.work = unit * second.tiles * second.panels;
+  SplitItem(first, tile_rows, largest, add);
+  SplitItem(second, tile_rows, largest, add);
+}
+
+// The work of all problems, largest items first. Items are as large as they can be, since operands are laid out anew for each,
+// but each takes only a part of what is left: the last ones are small, so that no thread ends long after the others.
 template <class Shape>
-std::span<WorkItem> MakeWorkList(int64_t num_problems, Shape&& shape, const WorkLimits& limits, ExecContext& ctx) {
+std::span<WorkItem> MakeWorkList(int64_t num_problems, Shape&& shape, ExecContext& ctx) {
   constexpr int64_t kPartOfRest = 2, kSmallest = 32;  // items of each thread, if all were like this one
   int64_t all = 0;
   for (int64_t i = 0; i < num_problems; ++i) all += shape(i).work();
   const int64_t threads = ctx.pool.num_threads(), smallest = all / (kSmallest * threads);
   const auto for_each = [&](auto&& add) {
     int64_t rest = all;
+    const auto largest = [&] { return std::max(smallest, rest / (kPartOfRest * threads)); };
     for (int64_t i = 0; i < num_problems; ++i) {
       const WorkShape s = shape(i);
       if (s.work() == 0) continue;
-      const int64_t blocks = CeilDiv(s.tiles, limits.tiles), panel_work = CeilDiv(s.tiles, blocks) * (s.steps + 1);
-      for (int64_t panel = 0, panels; panel < s.panels; panel += panels) {
-        const int64_t wanted = std::max(smallest, rest / (kPartOfRest * threads)) / panel_work;
-        panels = std::min(std::clamp<int64_t>(wanted, 1, limits.panels), s.panels - panel);
-        rest -= s.tiles * panels * (s.steps + 1);
-        for (int64_t b = 0; b < blocks; ++b) {
-          const int64_t begin = s.tiles * b / blocks, tiles = s.tiles * (b + 1) / blocks - begin;
-          add(WorkItem{static_cast<int32_t>(i), static_cast<int32_t>(panel), static_cast<int32_t>(panels),
-                       static_cast<int32_t>(begin), static_cast<int32_t>(tiles), tiles * panels * (s.steps + 1)});
+      const int64_t rows = CeilDiv(s.tiles, s.limits.tiles), columns = CeilDiv(s.panels, s.limits.panels);
+      // Row by row of the same panels: they stay in the last-level cache, and rows pass by.
+      for (int64_t c = 0; c < columns; ++c) {
+        for (int64_t r = 0; r < rows; ++r) {
+          const int64_t tile = s.tiles * r / rows, tiles = s.tiles * (r + 1) / rows - tile;
+          const int64_t panel = s.panels * c / columns, panels = s.panels * (c + 1) / columns - panel;
+          const WorkItem whole{static_cast<int32_t>(i),    static_cast<int32_t>(panel), static_cast<int32_t>(panels),
+                               static_cast<int32_t>(tile), static_cast<int32_t>(tiles), tiles * panels * (s.steps + 1)};
+          SplitItem(whole, ctx.kernels.max_rows, largest, [&](const WorkItem& item) { rest -= item.work, add(item); });
         }
       }
     }
@@ -57,7 +75,6 @@ std::span<WorkItem> MakeWorkList(int64_t num_problems, Shape&& shape, const Work
   const auto items = ctx.arena.Alloc<WorkItem>(count);
   count = 0;
   for_each([&](const WorkItem& item) { items[static_cast<size_t>(count++)] = item; });
-  // Items of the same panels follow each other: the panels stay in the last-level cache, and rows pass by.
   std::sort(items.begin(), items.end(), [](const WorkItem& a, const WorkItem& b) {
     if (a.work != b.work) return a.work > b.work;
     if (a.problem != b.problem) return a.problem < b.problem;
