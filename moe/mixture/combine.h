@@ -5,6 +5,7 @@
 #include <span>
 
 #include "moe/mixture/routing.h"
+#include "moe/tensor/any_mat.h"
 
 namespace moe {
 
@@ -14,9 +15,9 @@ namespace moe {
 void Combine(const Routing& routing, std::span<const int32_t> slot_row, std::span<const float> gate, MatView<const float> rows,
              MatView<const float> base, std::span<const int32_t> base_row, MatView<float> y, ExecContext& ctx);
 
-// d_gate [S] = <rows[slot_row], d_y[t]>, d_rows[slot_row] = gate * d_y[t]. Dropped slots get exactly 0; rows of d_rows that no
-// slot names are not touched.
+// d_gate [S] = <rows[slot_row], d_y[t]>, d_rows[slot_row] = gate * d_y[t], float32 or bf16. Dropped slots get exactly 0; rows
+// of d_rows that no slot names are not touched.
 void CombineBackward(const Routing& routing, std::span<const int32_t> slot_row, MatView<const float> rows,
-                     MatView<const float> d_y, std::span<float> d_gate, MatView<float> d_rows, ExecContext& ctx);
+                     MatView<const float> d_y, std::span<float> d_gate, AnyMat d_rows, ExecContext& ctx);
 
 }  // namespace moe

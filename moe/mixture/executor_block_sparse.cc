@@ -12,7 +12,7 @@ int64_t ExpertBlock(int64_t expert_width) {
   return 16;
 }
 
-ExpertLayout BlockSparseLayout(const DispatchPlan& plan, int64_t expert_width, MatView<const float> x, ExecContext& ctx) {
+ExpertLayout BlockSparseLayout(const DispatchPlan& plan, int64_t expert_width, ConstAnyMat x, ExecContext& ctx) {
   const int64_t E = plan.num_experts(), block = ExpertBlock(expert_width), columns = expert_width / block;
   const auto begin = ctx.arena.AllocZero<int32_t>(E + 1);
   for (int64_t e = 0; e < E; ++e) {

@@ -3,6 +3,7 @@
 
 #include "moe/mixture/executor.h"
 #include "moe/ops/chunks.h"
+#include "moe/ops/elementwise.h"
 
 namespace moe {
 
@@ -13,23 +14,23 @@ int64_t BucketRows(const DispatchPlan& plan, int64_t capacity) {
   return most;
 }
 
-void ZeroEmptyRows(const DispatchPlan& plan, const ExpertLayout& layout, MatView<float> rows, ExecContext& ctx) {
+void ZeroEmptyRows(const DispatchPlan& plan, const ExpertLayout& layout, AnyMat rows, ExecContext& ctx) {
   ctx.pool.ParallelFor(layout.num_experts(), [&](int64_t e, int) {
     for (int64_t r = layout.begin[static_cast<size_t>(e)] + plan.rows_of(e); r < layout.begin[static_cast<size_t>(e) + 1];
          ++r) {
-      std::memset(rows.row(r), 0, static_cast<size_t>(rows.cols) * sizeof(float));
+      std::memset(rows.row(r), 0, static_cast<size_t>(rows.cols * SizeOf(rows.dtype)));
     }
   });
 }
 
-ExpertLayout PaddedLayout(const Routing& routing, const DispatchPlan& plan, int64_t bucket_rows, MatView<const float> x,
+ExpertLayout PaddedLayout(const Routing& routing, const DispatchPlan& plan, int64_t bucket_rows, ConstAnyMat x,
                           ExecContext& ctx) {
   const int64_t E = plan.num_experts(), D = x.cols;
   MOE_CHECK(bucket_rows <= INT32_MAX / E, "{} buckets of {} rows", E, bucket_rows);
   const auto begin = ctx.arena.Alloc<int32_t>(E + 1);
   for (int64_t e = 0; e <= E; ++e) begin[static_cast<size_t>(e)] = static_cast<int32_t>(e * bucket_rows);
   const auto slot_row = ctx.arena.Alloc<int32_t>(static_cast<int64_t>(plan.slot_row.size()));
-  const MatView<float> buckets{ctx.arena.Alloc<float>(E * bucket_rows * D).data(), E * bucket_rows, D};
+  const AnyMat buckets = AllocMat(E * bucket_rows, D, x.dtype, ctx);
   const ExpertLayout layout{.begin = begin, .slot_row = slot_row, .input = buckets};
   for (size_t s = 0; s < slot_row.size(); ++s) {
     const auto e = static_cast<size_t>(routing.expert[s]);
@@ -39,7 +40,7 @@ ExpertLayout PaddedLayout(const Routing& routing, const DispatchPlan& plan, int6
     for (int64_t r = r0; r < r1; ++r) {
       const auto slot = static_cast<size_t>(plan.row_slot[static_cast<size_t>(r)]);
       std::memcpy(buckets.row(slot_row[slot]), x.row(plan.row_token[static_cast<size_t>(r)]),
-                  static_cast<size_t>(D) * sizeof(float));
+                  static_cast<size_t>(D * SizeOf(x.dtype)));
     }
   });
   ZeroEmptyRows(plan, layout, buckets, ctx);

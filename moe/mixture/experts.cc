@@ -68,7 +68,7 @@ void ForEachBusyExpert(const MoeLayer& layer, const ExpertLayout& layout, F&& fn
   }
 }
 
-MatView<const float> InputOf(const ExpertLayout& layout, int64_t begin, int64_t rows) {
+ConstAnyMat InputOf(const ExpertLayout& layout, int64_t begin, int64_t rows) {
   return layout.row_token.empty() ? layout.input.Rows(begin, rows) : layout.input;
 }
 std::span<const int32_t> InputRowsOf(const ExpertLayout& layout, int64_t begin, int64_t rows) {
@@ -81,9 +81,9 @@ MatView<float> RowsOrEmpty(MatView<float> m, int64_t begin, int64_t rows) {
 }
 
 // The blocks of [rows, E*F*width] that a matrix [rows, F*width] holds.
-BlockMatrix AsBlocks(const ExpertLayout& layout, MatView<float> m, int64_t width) {
+BlockMatrix AsBlocks(const ExpertLayout& layout, AnyMat m, int64_t width) {
   if (m.empty()) return {};
-  return {.topology = &layout.topology, .values = {m.data, static_cast<size_t>(m.size())}, .width = width};
+  return {.topology = &layout.topology, .values = {m.data, m.dtype, 1, m.size(), m.size()}, .width = width};
 }
 
 std::span<const MatView<float>> GradientsOf(const PackedParameter& weight, ExecContext& ctx) {
@@ -94,8 +94,8 @@ std::span<const MatView<float>> GradientsOf(const PackedParameter& weight, ExecC
 
 }  // namespace
 
-void RunExperts(const MoeLayer& layer, MatView<const float> x, const ValidRows& valid, MoeSaved& saved,
-                MatView<float> shared_out, ExecContext& ctx) {
+void RunExperts(const MoeLayer& layer, ConstAnyMat x, const ValidRows& valid, MoeSaved& saved, MatView<float> shared_out,
+                ExecContext& ctx) {
   const MoeWeights& w = layer.weights;
   const ExpertLayout& layout = saved.layout;
   const Executor executor = layer.config.executor;
@@ -128,25 +128,27 @@ void RunExperts(const MoeLayer& layer, MatView<const float> x, const ValidRows& 
   down.RunAs(executor, ctx);
 }
 
-void RunExpertsBackward(const MoeLayer& layer, MatView<const float> x, const ValidRows& valid, const MoeSaved& saved,
-                        MatView<const float> d_out, MatView<const float> d_shared_out, MatView<float> d_input,
-                        MatView<float> d_shared_input, const std::optional<WeightGradProblem>& router, ExecContext& ctx) {
+void RunExpertsBackward(const MoeLayer& layer, ConstAnyMat x, const ValidRows& valid, const MoeSaved& saved, AnyMat d_out,
+                        ConstAnyMat d_shared_out, MatView<float> d_input, MatView<float> d_shared_input,
+                        const std::optional<WeightGradProblem>& router, ExecContext& ctx) {
   const MoeWeights& w = layer.weights;
   const ExpertLayout& layout = saved.layout;
   const Executor executor = layer.config.executor;
   const bool blocks = executor == Executor::kBlockSparse && layout.num_rows() > 0;
-  const auto like = [&](MatView<float> m) {
-    return m.empty() ? m : MatView<float>{ctx.arena.Alloc<float>(m.size()).data(), m.rows, m.cols};
-  };
-  const MatView<float> d_hidden = like(saved.hidden), d_gate_up = like(saved.gate_up);
+  // What comes out of products is float32, what goes into the next ones of their format.
+  const auto to_add = [&](const AnyMat& m) { return AllocMat(m.rows, m.cols, DType::kF32, ctx).as<float>(); };
+  const auto to_multiply = [&](const AnyMat& m) { return AllocMat(m.rows, m.cols, w.gate_up.format(), ctx); };
+  const MatView<float> d_hidden = to_add(saved.hidden);
+  const AnyMat d_gate_up = to_multiply(saved.gate_up);
   const bool shared = !d_shared_out.empty();
-  const MatView<float> d_shared_hidden = like(saved.shared_hidden), d_shared_gate_up = like(saved.shared_gate_up);
+  const MatView<float> d_shared_hidden = shared ? to_add(saved.shared_hidden) : MatView<float>();
+  const AnyMat d_shared_gate_up = shared ? to_multiply(saved.shared_gate_up) : AnyMat();
 
   const int64_t E = layout.num_experts();
   ProblemList<GemmProblem> to_hidden(E + 1, ctx), to_input(E + 1, ctx);
   ProblemList<WeightGradProblem> to_weights(2 * E + 3, ctx);
   ForEachBusyExpert(layer, layout, [&](int64_t e, int64_t begin, int64_t n) {
-    const MatView<const float> d_o = d_out.Rows(begin, n);
+    const AnyMat d_o = d_out.Rows(begin, n);
     to_hidden.Add({.a = d_o, .weight = &w.down.transposed(e), .c = d_hidden.Rows(begin, n)});
     to_input.Add({.a = d_gate_up.Rows(begin, n), .weight = &w.gate_up.transposed(e), .c = d_input.Rows(begin, n)});
     to_weights.Add({.d_y = d_o, .x = saved.hidden.Rows(begin, n), .d_w = w.down.grad(e), .format = w.down.format()});

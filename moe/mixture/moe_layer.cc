@@ -4,6 +4,7 @@
 
 #include "moe/mixture/combine.h"
 #include "moe/mixture/experts.h"
+#include "moe/ops/elementwise.h"
 
 namespace moe {
 namespace {
@@ -11,12 +12,12 @@ namespace {
 constexpr int64_t kWidthMultiple = 16;  // gates and ups are interleaved in groups of it
 
 MatView<float> AllocMat(int64_t rows, int64_t cols, ExecContext& ctx) {
-  return {ctx.arena.Alloc<float>(rows * cols).data(), rows, cols};
+  return AllocMat(rows, cols, DType::kF32, ctx).as<float>();
 }
 
 }  // namespace
 
-ExpertLayout GroupedLayout(const DispatchPlan& plan, MatView<const float> x) {
+ExpertLayout GroupedLayout(const DispatchPlan& plan, ConstAnyMat x) {
   return {.begin = plan.expert_begin, .slot_row = plan.slot_row, .row_token = plan.row_token, .input = x};
 }
 
@@ -73,16 +74,18 @@ Status Run(const MoeLayer& layer, MatView<const float> x, std::span<const uint8_
                                ? ExpertCapacity(rc.capacity_factor, saved.routing.aux.num_tokens, rc.top_k, E)
                                : kNoCapacity;
   saved.plan = BuildDispatchPlan(saved.routing, E, capacity, ctx);
+  const DType format = layer.weights.gate_up.format();
+  const ConstAnyMat input = saved.input = Rounded(x, format, ctx);
   switch (config.executor) {
     case Executor::kGrouped:
     case Executor::kLoop:
-      saved.layout = GroupedLayout(saved.plan, x);
+      saved.layout = GroupedLayout(saved.plan, input);
       break;
     case Executor::kPadded:
-      saved.layout = PaddedLayout(saved.routing, saved.plan, BucketRows(saved.plan, capacity), x, ctx);
+      saved.layout = PaddedLayout(saved.routing, saved.plan, BucketRows(saved.plan, capacity), input, ctx);
       break;
     case Executor::kBlockSparse:
-      saved.layout = BlockSparseLayout(saved.plan, F, x, ctx);
+      saved.layout = BlockSparseLayout(saved.plan, F, input, ctx);
       break;
   }
   const ValidRows valid = Fs > 0 ? FindValidRows(saved.routing, ctx) : ValidRows{};
@@ -92,13 +95,13 @@ Status Run(const MoeLayer& layer, MatView<const float> x, std::span<const uint8_
     saved.gate_up = AllocMat(rows, 2 * F, ctx);
     saved.shared_gate_up = AllocMat(valid.count, 2 * Fs, ctx);
   }
-  saved.hidden = AllocMat(rows, F, ctx);
-  saved.shared_hidden = AllocMat(valid.count, Fs, ctx);
+  saved.hidden = AllocMat(rows, F, format, ctx);
+  saved.shared_hidden = AllocMat(valid.count, Fs, format, ctx);
   saved.expert_out = AllocMat(rows, D, ctx);
 
   Arena::Scope scope(ctx.arena);
   const MatView<float> shared_out = Fs > 0 ? AllocMat(valid.count, D, ctx) : MatView<float>();
-  RunExperts(layer, x, valid, saved, shared_out, ctx);
+  RunExperts(layer, input, valid, saved, shared_out, ctx);
   Combine(saved.routing, saved.layout.slot_row, saved.routing.gate, saved.expert_out, shared_out, valid.token_row, y, ctx);
   return {};
 }
@@ -143,7 +146,8 @@ void MoeLayer::Backward(MatView<const float> x, const MoeSaved& saved, MatView<c
 
   // Through combine: to the gates and to the experts' outputs.
   const auto d_gate = ctx.arena.Alloc<float>(static_cast<int64_t>(saved.routing.gate.size()));
-  const MatView<float> d_out = AllocMat(rows, D, ctx);
+  const DType format = w.gate_up.format();
+  const AnyMat d_out = AllocMat(rows, D, format, ctx);
   CombineBackward(saved.routing, layout.slot_row, saved.expert_out, d_y, d_gate, d_out, ctx);
   if (config.executor == Executor::kPadded) ZeroEmptyRows(saved.plan, layout, d_out, ctx);
 
@@ -153,14 +157,14 @@ void MoeLayer::Backward(MatView<const float> x, const MoeSaved& saved, MatView<c
   // Padding may hold anything, NaN too: no product reads its rows.
   const ValidRows valid = FindValidRows(saved.routing, ctx);
   const bool shared = Fs > 0 && valid.count > 0;
-  const MatView<const float> d_shared_out = shared ? OnlyValid(d_y, valid, ctx) : MatView<const float>();
+  const ConstAnyMat d_shared_out = shared ? Rounded(OnlyValid(d_y, valid, ctx), format, ctx) : ConstAnyMat();
   const MatView<float> d_input = AllocMat(rows, D, ctx);
   const MatView<float> d_shared_input = shared ? AllocMat(valid.count, D, ctx) : MatView<float>();
   std::optional<WeightGradProblem> router;
   if (valid.count > 0) {
     router = {.d_y = OnlyValid(d_logits, valid, ctx), .x = x, .x_rows = valid.rows, .d_w = w.router_packed.grad()};
   }
-  RunExpertsBackward(*this, x, valid, saved, d_out, d_shared_out, d_input, d_shared_input, router, ctx);
+  RunExpertsBackward(*this, saved.input, valid, saved, d_out, d_shared_out, d_input, d_shared_input, router, ctx);
 
   // d_x: the shared experts' part, the slots' in order, the router's.
   Combine(saved.routing, layout.slot_row, {}, d_input, d_shared_input, saved.token_row, d_x, ctx);

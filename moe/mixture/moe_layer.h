@@ -53,13 +53,14 @@ struct MoeSaved {
   Routing routing;
   DispatchPlan plan;
   RouterSaved router;
+  ConstAnyMat input;              // [T,D] x as the weights read it
   ExpertLayout layout;            // rows of the next three
   MatView<float> gate_up;         // [rows,2F] products before the activation
-  MatView<float> hidden;          // [rows,F]  after it
+  AnyMat hidden;                  // [rows,F]  after it, as the weights read it
   MatView<float> expert_out;      // [rows,D]
   std::span<int32_t> token_row;   // [T] token -> row of the next two, -1: padding; empty without shared experts or padding
   MatView<float> shared_gate_up;  // [tokens,2Fs], valid rows only
-  MatView<float> shared_hidden;   // [tokens,Fs]
+  AnyMat shared_hidden;           // [tokens,Fs]
 };
 
 struct MoeLayer {

@@ -37,6 +37,11 @@ int64_t GemmScratch(DType format, int64_t M, int64_t K) {
   return kThreads * (std::min(M, kItemRows) + kTileRows) * K * SizeOf(format);
 }
 
+// Bytes of a value that is rounded for products, when they are bf16; float32 is read where it is.
+int64_t CopySize(DType format) {
+  return format == DType::kF32 ? 0 : SizeOf(format);
+}
+
 // Rows that the experts work on together. What drops is not known beforehand: what fits the buckets. Blocks are half empty at
 // an expert's end.
 int64_t ExpertRows(const MoeConfig& moe, int64_t T, bool training) {
@@ -53,39 +58,44 @@ int64_t RoutingBytes(const MoeConfig& moe, int64_t T) {
   return T * moe.router.top_k * 6 * kFloat + T * (moe.router.num_experts + 2) * kFloat;
 }
 
-int64_t FfnSaved(const LayerSpec& layer, int64_t D, int64_t T) {
-  if (layer.ffn == FfnKind::kDense) return T * 3 * layer.ffn_width * kFloat;
+// Gate and up before the activation, and what it makes of them.
+int64_t GatedBytes(DType format, int64_t rows, int64_t F) {
+  return rows * F * (2 * kFloat + SizeOf(format));
+}
+
+int64_t FfnSaved(const LayerSpec& layer, DType format, int64_t D, int64_t T) {
+  if (layer.ffn == FfnKind::kDense) return GatedBytes(format, T, layer.ffn_width);
   const MoeConfig& moe = layer.moe;
   const int64_t rows = ExpertRows(moe, T, true);
-  const int64_t buckets = moe.executor == Executor::kPadded ? rows * D * kFloat : 0;
-  return RoutingBytes(moe, T) + rows * (3 * moe.expert_width + D) * kFloat + T * 3 * moe.shared_width() * kFloat + buckets;
+  const int64_t buckets = moe.executor == Executor::kPadded ? rows * D * SizeOf(format) : 0;
+  return RoutingBytes(moe, T) + T * D * CopySize(format) + GatedBytes(format, rows, moe.expert_width) + rows * D * kFloat +
+         GatedBytes(format, T, moe.shared_width()) + buckets;
 }
 
-int64_t LayerSaved(const ModelConfig& config, const LayerSpec& layer, int64_t T) {
+int64_t LayerSaved(const ModelConfig& config, const LayerSpec& layer, DType format, int64_t T) {
   const Widths w(config);
-  return T * (2 * w.D + 2 + w.qkv() + w.q + config.num_heads + w.heads) * kFloat + FfnSaved(layer, w.D, T);
+  return T * (2 * w.D + 2 + w.qkv() + w.q + config.num_heads + w.heads) * kFloat + FfnSaved(layer, format, w.D, T);
 }
 
-int64_t FfnBackwardScratch(const LayerSpec& layer, int64_t D, int64_t T) {
+int64_t FfnBackwardScratch(const LayerSpec& layer, DType format, int64_t D, int64_t T) {
   if (layer.ffn == FfnKind::kDense) {
     const int64_t F = layer.ffn_width;
-    return T * F * kFloat + std::max(WeightGradScratch(D, F), WeightGradScratch(2 * F, D));
+    return T * F * kFloat + T * (2 * F + D) * CopySize(format) + std::max(WeightGradScratch(D, F), WeightGradScratch(2 * F, D));
   }
   const MoeConfig& moe = layer.moe;
   const int64_t F = moe.expert_width, Fs = moe.shared_width(), E = moe.router.num_experts;
   const int64_t rows = ExpertRows(moe, T, true);
-  int64_t bytes = (T * moe.router.top_k + rows * (2 * D + 3 * F) + T * E) * kFloat;
+  int64_t bytes = (T * moe.router.top_k + rows * (D + F) + T * E) * kFloat + rows * (D + 2 * F) * SizeOf(format);
   bytes += std::max({WeightGradScratch(D, F), WeightGradScratch(2 * F, D), WeightGradScratch(E, D)});
-  if (Fs > 0) {
-    bytes += T * (3 * Fs + D) * kFloat;
-  }
+  if (Fs > 0) bytes += T * (Fs + D) * kFloat + T * 2 * Fs * SizeOf(format) + T * D * CopySize(format);
   return bytes;
 }
 
-int64_t AttentionBackwardScratch(const ModelConfig& config, int64_t T) {
+int64_t AttentionBackwardScratch(const ModelConfig& config, DType format, int64_t T) {
   const Widths w(config);
   const int64_t normed = config.qk_norm == QkNorm::kNone ? 0 : w.qkv();
-  return T * (w.q + w.qkv() + normed) * kFloat + std::max(WeightGradScratch(w.D, w.q), WeightGradScratch(w.qkv(), w.D));
+  return T * (w.q + w.qkv() + normed) * kFloat + T * w.qkv() * CopySize(format) +
+         std::max(WeightGradScratch(w.D, w.q), WeightGradScratch(w.qkv(), w.D));
 }
 
 int64_t TrainingActivations(const ModelConfig& config, DType format, int64_t T) {
@@ -93,25 +103,27 @@ int64_t TrainingActivations(const ModelConfig& config, DType format, int64_t T) 
   const int64_t rows_info = T * (5 * kFloat + 1 + static_cast<int64_t>(sizeof(Segment)));
   const int64_t chunk = std::min(T, HeadChunkRows(V));
   int64_t saved = 0;
-  int64_t scratch = chunk * (V + 1) * kFloat + std::max(GemmScratch(format, chunk, V), WeightGradScratch(V, D));
+  int64_t scratch = chunk * (V + 1) * kFloat + chunk * V * CopySize(format) +
+                    std::max(GemmScratch(format, chunk, V), WeightGradScratch(V, D));
   for (const LayerSpec& layer : config.layers) {
-    saved += LayerSaved(config, layer, T);
-    scratch = std::max({scratch, FfnBackwardScratch(layer, D, T), AttentionBackwardScratch(config, T)});
+    saved += LayerSaved(config, layer, format, T);
+    scratch = std::max({scratch, FfnBackwardScratch(layer, format, D, T), AttentionBackwardScratch(config, format, T)});
   }
   return rows_info + T * 4 * D * kFloat + saved + scratch;  // the stream after all layers, its gradient, two norms
 }
 
-int64_t InferenceActivations(const ModelConfig& config, int64_t T, int64_t logit_rows) {
+int64_t InferenceActivations(const ModelConfig& config, DType format, int64_t T, int64_t logit_rows) {
   const Widths w(config);
   // Keys of a prompt are turned once for all of its rows.
   int64_t layer_bytes = T * (w.qkv() + w.q + w.kv + (config.qk_norm == QkNorm::kNone ? 0 : w.qkv())) * kFloat;
   for (const LayerSpec& layer : config.layers) {
-    int64_t bytes = T * layer.ffn_width * kFloat;
+    int64_t bytes = T * layer.ffn_width * SizeOf(format);
     if (layer.ffn == FfnKind::kMoe) {
       const MoeConfig& moe = layer.moe;
       const int64_t copies = moe.executor == Executor::kPadded ? w.D : 0;
-      bytes = RoutingBytes(moe, T) + ExpertRows(moe, T, false) * (moe.expert_width + w.D + copies) * kFloat +
-              T * (w.D + moe.shared_width() + (moe.shared_width() > 0 ? w.D : 0)) * kFloat;
+      bytes = RoutingBytes(moe, T) + ExpertRows(moe, T, false) * ((moe.expert_width + copies) * SizeOf(format) + w.D * kFloat) +
+              T * (w.D + (moe.shared_width() > 0 ? w.D : 0)) * kFloat + T * moe.shared_width() * SizeOf(format) +
+              T * w.D * CopySize(format);
     }
     layer_bytes = std::max(layer_bytes, bytes);
   }
@@ -158,7 +170,7 @@ MemoryNeed InferenceMemory(const ModelConfig& config, DType format, int64_t rows
   const ParameterCount count = CountParameters(config);
   return {.masters = (count.embedding + count.norms + count.router) * kFloat,
           .packs = PackBytes(config, format, false),
-          .activations = InferenceActivations(config, rows, std::min(rows, sequences)) + RopeBytes(config),
+          .activations = InferenceActivations(config, format, rows, std::min(rows, sequences)) + RopeBytes(config),
           .kv_cache = KvCache::Bytes(config, sequences, positions)};
 }
 

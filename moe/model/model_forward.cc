@@ -195,9 +195,10 @@ Status ModelPass::FfnForward(const Block& block, const PassRows& rows, MatView<f
   RmsNormForward(x, block.ffn_norm->value.span(), config().norm_epsilon, normed, saved ? saved->ffn_rms : std::span<float>(),
                  ctx);
   if (block.spec.ffn == FfnKind::kDense) {
-    if (saved != nullptr) saved->gate_up = Matrix(T, 2 * F), saved->hidden = Matrix(T, F);
+    const DType format = block.dense.down.format();
+    if (saved != nullptr) saved->gate_up = Matrix(T, 2 * F), saved->hidden = AllocMat(T, F, format, ctx);
     Arena::Scope scope(ctx.arena);
-    const MatView<float> hidden = saved ? saved->hidden : Matrix(T, F);
+    const AnyMat hidden = saved ? saved->hidden : AllocMat(T, F, format, ctx);
     Gemm({.a = normed,
           .weight = &block.dense.gate_up.forward(),
           .epilogue = Epilogue::kSwiglu,

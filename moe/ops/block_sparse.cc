@@ -114,14 +114,15 @@ void AddAlongColumns(const BlockTopology& t, CountedList<BlockRectangle>& list) 
   });
 }
 
-MatView<float> ValuesOf(const BlockMatrix& s, const BlockRectangle& r) {
+AnyMat ValuesOf(const BlockMatrix& s, const BlockRectangle& r) {
   const int64_t columns = s.columns_per_block(), strip = At(s.topology->row_begin, r.row_block) * s.topology->block * columns;
-  return {s.values.data() + strip + r.first * columns, r.rows, r.columns * columns, r.strip * columns};
+  auto* values = static_cast<std::byte*>(s.values.data) + (strip + r.first * columns) * SizeOf(s.values.dtype);
+  return {values, s.values.dtype, r.rows, r.columns * columns, r.strip * columns};
 }
 
 void CheckMatrix(const BlockMatrix& s) {
   MOE_CHECK(s.topology != nullptr && s.width > 0, "a block matrix without a topology");
-  MOE_CHECK(static_cast<int64_t>(s.values.size()) == s.size(), "{} values, expected {}", s.values.size(), s.size());
+  MOE_CHECK(s.values.size() == s.size(), "{} values, expected {}", s.values.size(), s.size());
 }
 
 // Blocks of one segment when num_segments of them make up all columns; `columns` is what each has of S's columns.
@@ -158,15 +159,14 @@ std::span<const Piece> CutAtSegments(std::span<const BlockRectangle> rectangles,
 }
 
 // x's rows below those of a rectangle.
-MatView<const float> RowsOf(const BlockTopology& t, const BlockRectangle& r, MatView<const float> x,
-                            std::span<const int32_t> x_rows) {
+ConstAnyMat RowsOf(const BlockTopology& t, const BlockRectangle& r, const ConstAnyMat& x, std::span<const int32_t> x_rows) {
   return x_rows.empty() ? x.Rows(r.row_block * t.block, r.rows) : x;
 }
 std::span<const int32_t> ChosenRowsOf(const BlockTopology& t, const BlockRectangle& r, std::span<const int32_t> x_rows) {
   if (x_rows.empty()) return {};
   return x_rows.subspan(static_cast<size_t>(r.row_block * t.block), static_cast<size_t>(r.rows));
 }
-void CheckRows(const BlockTopology& t, MatView<const float> x, std::span<const int32_t> x_rows) {
+void CheckRows(const BlockTopology& t, const ConstAnyMat& x, std::span<const int32_t> x_rows) {
   const int64_t rows = x_rows.empty() ? x.rows : static_cast<int64_t>(x_rows.size());
   MOE_CHECK(rows == t.num_rows(), "{} rows, the topology has {}", rows, t.num_rows());
 }
@@ -207,8 +207,8 @@ BlockTopology MakeTopology(int64_t block, int64_t num_columns, std::span<const i
   return t;
 }
 
-void SparseFromDense(MatView<const float> x, std::span<const int32_t> x_rows, std::span<const PackedWeight> weights,
-                     Epilogue epilogue, const BlockMatrix& s, const BlockMatrix& pre_activation, ExecContext& ctx) {
+void SparseFromDense(ConstAnyMat x, std::span<const int32_t> x_rows, std::span<const PackedWeight> weights, Epilogue epilogue,
+                     const BlockMatrix& s, const BlockMatrix& pre_activation, ExecContext& ctx) {
   Arena::Scope scope(ctx.arena);
   CheckMatrix(s);
   const BlockTopology& t = *s.topology;
@@ -228,7 +228,7 @@ void SparseFromDense(MatView<const float> x, std::span<const int32_t> x_rows, st
   // A block whose columns do not begin or end with a panel is computed with all columns of its panels, and cut out.
   struct Copy {
     MatView<const float> from;
-    MatView<float> to;
+    AnyMat to;
   };
   const auto views = ctx.arena.Alloc<PackedWeight>(static_cast<int64_t>(pieces.size()));
   const auto problems = ctx.arena.Alloc<GemmProblem>(static_cast<int64_t>(pieces.size()));
@@ -240,7 +240,7 @@ void SparseFromDense(MatView<const float> x, std::span<const int32_t> x_rows, st
     const int64_t begin = pieces[i].column * columns, end = begin + r.columns * columns;
     const int64_t panel_begin = begin / kPanel * kPanel, panel_end = std::min(weight.N, CeilDiv(end, kPanel) * kPanel);
     views[i] = weight.Outputs(panel_begin, panel_end - panel_begin);
-    MatView<float> c = ValuesOf(s, r);
+    AnyMat c = ValuesOf(s, r);
     if (panel_begin != begin || panel_end != end) {
       MOE_CHECK(epilogue == Epilogue::kStore, "blocks of {} columns are stored only", columns);
       const MatView<float> whole{ctx.arena.Alloc<float>(r.rows * (panel_end - panel_begin)).data(), r.rows,
@@ -253,13 +253,17 @@ void SparseFromDense(MatView<const float> x, std::span<const int32_t> x_rows, st
                    .weight = &views[i],
                    .epilogue = epilogue,
                    .c = c,
-                   .pre_activation = pre_activation.empty() ? MatView<float>() : ValuesOf(pre_activation, r)};
+                   .pre_activation = pre_activation.empty() ? MatView<float>() : ValuesOf(pre_activation, r).as<float>()};
   }
   GroupedGemm(problems, ctx);
   ctx.pool.ParallelFor(static_cast<int64_t>(num_copies), [&](int64_t i, int) {
     const Copy& copy = copies[static_cast<size_t>(i)];
     for (int64_t r = 0; r < copy.to.rows; ++r) {
-      std::memcpy(copy.to.row(r), copy.from.row(r), static_cast<size_t>(copy.to.cols) * sizeof(float));
+      if (copy.to.dtype == DType::kBf16) {
+        ctx.kernels.to_bf16(copy.from.row(r), copy.to.cols, static_cast<Bf16*>(copy.to.row(r)));
+      } else {
+        std::memcpy(copy.to.row(r), copy.from.row(r), static_cast<size_t>(copy.to.cols) * sizeof(float));
+      }
     }
   });
 }
@@ -320,7 +324,7 @@ void AddWeightGrads(const BlockMatrix& s, int64_t segment_blocks, Problem&& prob
 
 }  // namespace
 
-void AddTransposedSparseTimesDense(const BlockMatrix& s, MatView<const float> x, std::span<const int32_t> x_rows, DType format,
+void AddTransposedSparseTimesDense(const BlockMatrix& s, ConstAnyMat x, std::span<const int32_t> x_rows, DType format,
                                    std::span<const MatView<float>> d_w, ExecContext& ctx) {
   Arena::Scope scope(ctx.arena);
   CheckMatrix(s);
@@ -342,8 +346,8 @@ void AddTransposedSparseTimesDense(const BlockMatrix& s, MatView<const float> x,
       ctx);
 }
 
-void AddTransposedDenseTimesSparse(MatView<const float> d_y, const BlockMatrix& s, DType format,
-                                   std::span<const MatView<float>> d_w, ExecContext& ctx) {
+void AddTransposedDenseTimesSparse(ConstAnyMat d_y, const BlockMatrix& s, DType format, std::span<const MatView<float>> d_w,
+                                   ExecContext& ctx) {
   Arena::Scope scope(ctx.arena);
   CheckMatrix(s);
   const BlockTopology& t = *s.topology;

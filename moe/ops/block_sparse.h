@@ -46,7 +46,7 @@ BlockTopology MakeTopology(int64_t block, int64_t num_columns, std::span<const i
 // Values of S: strip after strip. A block has `width` * block columns (2: gate and up interleaved, as products keep them).
 struct BlockMatrix {
   const BlockTopology* topology = nullptr;
-  std::span<float> values;  // [blocks * block * columns_per_block]
+  AnyMat values;  // [1, blocks * block * columns_per_block], float32 or bf16
   int64_t width = 1;
 
   bool empty() const { return topology == nullptr; }
@@ -58,15 +58,15 @@ struct BlockMatrix {
 
 // SDD. s (op)= x W^T where s has blocks. x [num_rows, K], or any rows with x_rows [num_rows]. Each segment [columns, K]. With
 // kSwiglu s is of half the width of the weights' columns, and pre_activation, of their width, may keep the product.
-void SparseFromDense(MatView<const float> x, std::span<const int32_t> x_rows, std::span<const PackedWeight> weights,
-                     Epilogue epilogue, const BlockMatrix& s, const BlockMatrix& pre_activation, ExecContext& ctx);
+void SparseFromDense(ConstAnyMat x, std::span<const int32_t> x_rows, std::span<const PackedWeight> weights, Epilogue epilogue,
+                     const BlockMatrix& s, const BlockMatrix& pre_activation, ExecContext& ctx);
 // DSD. y [num_rows, N] = s W^T; each segment [N, columns]. Used rows without a block become 0.
 void DenseFromSparse(const BlockMatrix& s, std::span<const PackedWeight> weights, MatView<float> y, ExecContext& ctx);
 // DSD with S transposed. d_w [columns, K] += s^T x. x as above.
-void AddTransposedSparseTimesDense(const BlockMatrix& s, MatView<const float> x, std::span<const int32_t> x_rows, DType format,
+void AddTransposedSparseTimesDense(const BlockMatrix& s, ConstAnyMat x, std::span<const int32_t> x_rows, DType format,
                                    std::span<const MatView<float>> d_w, ExecContext& ctx);
 // DDS. d_w [N, columns] += d_y^T s. d_y [num_rows, N].
-void AddTransposedDenseTimesSparse(MatView<const float> d_y, const BlockMatrix& s, DType format,
-                                   std::span<const MatView<float>> d_w, ExecContext& ctx);
+void AddTransposedDenseTimesSparse(ConstAnyMat d_y, const BlockMatrix& s, DType format, std::span<const MatView<float>> d_w,
+                                   ExecContext& ctx);
 
 }  // namespace moe

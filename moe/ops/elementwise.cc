@@ -9,6 +9,20 @@ constexpr int64_t kChunk = 16384;  // elements
 
 }  // namespace
 
+AnyMat AllocMat(int64_t rows, int64_t cols, DType dtype, ExecContext& ctx) {
+  return {ctx.arena.Alloc<std::byte>(rows * cols * SizeOf(dtype)).data(), dtype, rows, cols, cols};
+}
+
+ConstAnyMat Rounded(ConstAnyMat x, DType format, ExecContext& ctx) {
+  if (x.dtype == format || format == DType::kF32) return x;
+  const MatView<const float> from = x.as<const float>();
+  const MatView<Bf16> to = AllocMat(x.rows, x.cols, DType::kBf16, ctx).as<Bf16>();
+  ForEachChunk(x.rows, RowsPerChunk(x.cols), ctx, [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) ctx.kernels.to_bf16(from.row(t), x.cols, to.row(t));
+  });
+  return to;
+}
+
 void Add(MatView<const float> x, MatView<float> y, ExecContext& ctx) {
   MOE_CHECK(x.rows == y.rows && x.cols == y.cols, "x [{},{}] y [{},{}]", x.rows, x.cols, y.rows, y.cols);
   ForEachChunk(x.rows, RowsPerChunk(x.cols), ctx, [&](int64_t begin, int64_t end, int) {
@@ -16,14 +30,21 @@ void Add(MatView<const float> x, MatView<float> y, ExecContext& ctx) {
   });
 }
 
-void SwigluBackward(MatView<const float> gate_up, MatView<const float> d_h, MatView<float> d_gate_up, ExecContext& ctx) {
+void SwigluBackward(MatView<const float> gate_up, MatView<const float> d_h, AnyMat d_gate_up, ExecContext& ctx) {
   const int64_t T = d_h.rows, F = d_h.cols;
   MOE_CHECK(F % 16 == 0, "width {} is no multiple of 16", F);
   MOE_CHECK(gate_up.rows == T && gate_up.cols == 2 * F && d_gate_up.rows == T && d_gate_up.cols == 2 * F,
             "gate_up [{},{}] d_gate_up [{},{}], expected [{},{}]", gate_up.rows, gate_up.cols, d_gate_up.rows, d_gate_up.cols,
             T, 2 * F);
-  ForEachChunk(T, RowsPerChunk(F), ctx, [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) ctx.kernels.swiglu_backward(gate_up.row(t), d_h.row(t), F, d_gate_up.row(t));
+  const bool bf16 = d_gate_up.dtype == DType::kBf16;
+  Arena::Scope scope(ctx.arena);
+  const auto rows = ctx.arena.Alloc<float>(bf16 ? 2 * F * ctx.pool.num_threads() : 0);  // one of each thread
+  ForEachChunk(T, RowsPerChunk(F), ctx, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t t = begin; t < end; ++t) {
+      float* row = bf16 ? rows.data() + thread * 2 * F : static_cast<float*>(d_gate_up.row(t));
+      ctx.kernels.swiglu_backward(gate_up.row(t), d_h.row(t), F, row);
+      if (bf16) ctx.kernels.to_bf16(row, 2 * F, static_cast<Bf16*>(d_gate_up.row(t)));
+    }
   });
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "moe/ops/elementwise.h"
+
 namespace moe {
 
 PackedParameter::PackedParameter(Parameter* parameter, DType format) : parameter_(parameter), format_(format) {
@@ -87,15 +89,16 @@ MatView<float> PackedParameter::grad(int64_t i) const {
   return {parameter_->grad.data() + i * N_ * K_, N_, K_};
 }
 
-void LinearForward(const PackedParameter& weight, MatView<const float> x, MatView<float> y, Epilogue epilogue,
-                   ExecContext& ctx) {
+void LinearForward(const PackedParameter& weight, ConstAnyMat x, MatView<float> y, Epilogue epilogue, ExecContext& ctx) {
   Gemm({.a = x, .weight = &weight.forward(), .epilogue = epilogue, .c = y}, ctx);
 }
 
-void LinearBackward(const PackedParameter& weight, MatView<const float> x, MatView<const float> d_y, MatView<float> d_x,
-                    Epilogue epilogue, ExecContext& ctx) {
-  if (!d_x.empty()) Gemm({.a = d_y, .weight = &weight.transposed(), .epilogue = epilogue, .c = d_x}, ctx);
-  const WeightGradProblem problem{.d_y = d_y, .x = x, .d_w = weight.grad(), .format = weight.format()};
+void LinearBackward(const PackedParameter& weight, ConstAnyMat x, ConstAnyMat d_y, MatView<float> d_x, Epilogue epilogue,
+                    ExecContext& ctx) {
+  Arena::Scope scope(ctx.arena);
+  const ConstAnyMat d = d_x.empty() ? d_y : Rounded(d_y, weight.format(), ctx);
+  if (!d_x.empty()) Gemm({.a = d, .weight = &weight.transposed(), .epilogue = epilogue, .c = d_x}, ctx);
+  const WeightGradProblem problem{.d_y = d, .x = x, .d_w = weight.grad(), .format = weight.format()};
   GroupedWeightGrad({&problem, 1}, ctx);
 }
 

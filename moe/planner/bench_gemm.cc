@@ -28,7 +28,8 @@ void AddPacked(const GemmShape& s, DType format, int64_t i, Tensor& w, BenchOper
 // y [M,N] = x [M,K] W^T with `count` weights in turn.
 BenchRun Products(const GemmShape& s, DType format, int64_t count, const GemmPeers& peers, ExecContext& ctx) {
   const auto operands = std::make_shared<BenchOperands>();
-  const MatView<float> x = operands->Matrix(s.M, s.K, ctx), y = operands->Zeros(s.M, s.N);
+  const MatView<float> values = operands->Matrix(s.M, s.K, ctx), y = operands->Zeros(s.M, s.N);
+  const AnyMat x = operands->Like(values, format, ctx);
   const auto w = std::make_shared<Tensor>(std::vector<int64_t>{s.N, s.K});
   for (int64_t i = 0; i < count; ++i) AddPacked(s, format, i, *w, *operands, ctx);
   BenchRun out{.run = [=, &ctx] { Gemm({.a = x, .weight = &operands->NextWeight(), .c = y}, ctx); }};
@@ -36,7 +37,7 @@ BenchRun Products(const GemmShape& s, DType format, int64_t count, const GemmPee
   out.run();
   out.peers = peers({.shape = s,
                      .format = format,
-                     .x = x,
+                     .x = values,
                      .num_weights = count,
                      .weight = [=, &ctx](int64_t i) { return FillWeight(i, *w, ctx); },
                      .y = y,
@@ -89,7 +90,7 @@ BenchCase WeightGradCase(const GemmShape& s, DType format) {
           .memory_bytes = 2 * MemoryOf(s, format, 1),
           .prepare = [=](ExecContext& ctx) {
             const auto operands = std::make_shared<BenchOperands>();
-            const MatView<float> d_y = operands->Matrix(s.M, s.N, ctx), x = operands->Matrix(s.M, s.K, ctx);
+            const AnyMat d_y = operands->Activations(s.M, s.N, format, ctx), x = operands->Activations(s.M, s.K, format, ctx);
             const MatView<float> d_w = operands->Zeros(s.N, s.K);
             return BenchRun{.run =
                                 [=, &ctx] {

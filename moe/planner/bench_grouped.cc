@@ -65,16 +65,18 @@ std::function<void()> RunOf(const std::shared_ptr<Work>& work, ExecContext& ctx)
 
 // One product per expert that has rows. begin [E+1]; x_rows: token of each row, empty: x holds the rows themselves.
 void AddProducts(Work& work, const Part& p, DType format, std::span<const int32_t> begin, std::span<const int32_t> x_rows,
-                 MatView<const float> x, ExecContext& ctx) {
+                 ConstAnyMat x, ExecContext& ctx) {
   const int64_t rows = begin.back(), E = static_cast<int64_t>(begin.size()) - 1;
   BenchOperands& o = work.operands;
-  const MatView<float> y = p.weight_grad ? o.Matrix(rows, p.N, ctx) : o.Zeros(rows, OutputColumns(p));
+  const bool rounds = p.epilogue == Epilogue::kSwiglu;  // for the product that comes next
+  const AnyMat y =
+      p.weight_grad ? o.Activations(rows, p.N, format, ctx) : o.Outputs(rows, OutputColumns(p), rounds ? format : DType::kF32);
   o.weights.reserve(o.weights.size() + static_cast<size_t>(E));  // problems point into it
   for (int64_t e = 0; e < E; ++e) {
     const int64_t first = begin[static_cast<size_t>(e)], n = begin[static_cast<size_t>(e) + 1] - first;
     if (n == 0) continue;
     const auto gather = x_rows.empty() ? x_rows : x_rows.subspan(static_cast<size_t>(first), static_cast<size_t>(n));
-    const MatView<const float> a = x_rows.empty() ? x.Rows(first, n) : x;
+    const ConstAnyMat a = x_rows.empty() ? x.Rows(first, n) : x;
     if (p.weight_grad) {
       work.gradients.push_back({.d_y = y.Rows(first, n), .x = a, .x_rows = gather, .d_w = o.Zeros(p.N, p.K), .format = format});
     } else {
@@ -89,7 +91,7 @@ std::function<void()> GroupedRun(const MoeShape& s, const Part& p, BenchLoads lo
   const auto work = std::make_shared<Work>();
   work->routing = MakeBenchRouting(s, loads, ctx);
   const DispatchPlan& plan = work->routing->plan;
-  const MatView<const float> x = work->operands.Matrix(p.gathered ? s.T : plan.num_rows(), p.K, ctx);
+  const AnyMat x = work->operands.Activations(p.gathered ? s.T : plan.num_rows(), p.K, format, ctx);
   AddProducts(*work, p, format, plan.expert_begin, p.gathered ? plan.row_token : std::span<const int32_t>{}, x, ctx);
   return RunOf(work, ctx);
 }
@@ -99,7 +101,7 @@ std::function<void()> EvenRun(const Part& p, int64_t buckets, int64_t bucket, DT
   const auto work = std::make_shared<Work>();
   std::vector<int32_t> begin;
   for (int64_t e = 0; e <= buckets; ++e) begin.push_back(static_cast<int32_t>(e * bucket));
-  AddProducts(*work, p, format, begin, {}, work->operands.Matrix(buckets * bucket, p.K, ctx), ctx);
+  AddProducts(*work, p, format, begin, {}, work->operands.Activations(buckets * bucket, p.K, format, ctx), ctx);
   return RunOf(work, ctx);
 }
 std::function<void()> DenseRun(const Part& p, int64_t rows, DType format, ExecContext& ctx) {
@@ -156,7 +158,8 @@ struct SparseWork {
   Arena arena;  // of the layout
   ExpertLayout layout;
   BlockMatrix s;
-  MatView<float> dense, tokens;
+  AnyMat read, tokens;                    // [rows,D], [T,D]
+  MatView<float> written;                 // [rows,D]
   std::vector<MatView<float>> gradients;  // [E]
 };
 
@@ -165,13 +168,15 @@ std::function<void()> SparseRun(const MoeShape& s, const Part& p, Six which, DTy
   BenchOperands& o = w->operands;
   w->routing = MakeBenchRouting(s, BenchLoads::kBalanced, ctx);
   ExecContext own{ctx.pool, w->arena, ctx.kernels};
-  w->tokens = o.Matrix(s.T, s.D, ctx);
+  w->tokens = o.Activations(s.T, s.D, format, ctx);
   w->layout = BlockSparseLayout(w->routing->plan, s.F, w->tokens, own);
   const int64_t rows = w->layout.num_rows();
-  w->dense = o.Matrix(rows, s.D, ctx);
-  const bool both = which == Six::kBackUp || which == Six::kGradUp;  // gate and up
-  const MatView<float> values = o.Matrix(rows, both ? 2 * s.F : s.F, ctx);
-  w->s = {.topology = &w->layout.topology, .values = {values.data, static_cast<size_t>(values.size())}, .width = both ? 2 : 1};
+  w->read = o.Activations(rows, s.D, format, ctx), w->written = o.Zeros(rows, s.D);
+  const bool both = which == Six::kBackUp || which == Six::kGradUp;    // gate and up
+  const DType dtype = which == Six::kBackDown ? DType::kF32 : format;  // a gradient before its activation's
+  const AnyMat values = o.Activations(rows, both ? 2 * s.F : s.F, dtype, ctx);
+  w->s = {
+      .topology = &w->layout.topology, .values = {values.data, dtype, 1, values.size(), values.size()}, .width = both ? 2 : 1};
   for (int64_t e = 0; e < s.E; ++e) {
     if (p.weight_grad) {
       w->gradients.push_back(o.Zeros(p.N, p.K));
@@ -187,11 +192,11 @@ std::function<void()> SparseRun(const MoeShape& s, const Part& p, Six which, DTy
         return SparseFromDense(w->tokens, row_token, weights, Epilogue::kSwiglu, w->s, {}, ctx);
       case Six::kDown:
       case Six::kBackUp:
-        return DenseFromSparse(w->s, weights, w->dense, ctx);
+        return DenseFromSparse(w->s, weights, w->written, ctx);
       case Six::kBackDown:
-        return SparseFromDense(w->dense, {}, weights, Epilogue::kStore, w->s, {}, ctx);
+        return SparseFromDense(w->read, {}, weights, Epilogue::kStore, w->s, {}, ctx);
       case Six::kGradDown:
-        return AddTransposedDenseTimesSparse(w->dense, w->s, format, w->gradients, ctx);
+        return AddTransposedDenseTimesSparse(w->read, w->s, format, w->gradients, ctx);
       case Six::kGradUp:
         return AddTransposedSparseTimesDense(w->s, w->tokens, row_token, format, w->gradients, ctx);
     }

@@ -17,6 +17,27 @@ MatView<float> BenchOperands::Matrix(int64_t rows, int64_t cols, ExecContext& ct
   return out;
 }
 
+AnyMat BenchOperands::Outputs(int64_t rows, int64_t cols, DType format) {
+  bytes.push_back(AllocateAligned(static_cast<size_t>(rows * cols * SizeOf(format))));
+  std::fill_n(bytes.back().get(), rows * cols * SizeOf(format), std::byte{0});
+  return {bytes.back().get(), format, rows, cols, cols};
+}
+
+AnyMat BenchOperands::Activations(int64_t rows, int64_t cols, DType format, ExecContext& ctx) {
+  const MatView<float> x = Matrix(rows, cols, ctx);
+  if (format == DType::kF32) return x;
+  const AnyMat out = Like(x, format, ctx);
+  matrices.back()->Free();
+  return out;
+}
+
+AnyMat BenchOperands::Like(MatView<float> values, DType format, ExecContext& ctx) {
+  if (format == DType::kF32) return values;
+  const AnyMat out = Outputs(values.rows, values.cols, format);
+  for (int64_t r = 0; r < values.rows; ++r) ctx.kernels.to_bf16(values.row(r), values.cols, static_cast<Bf16*>(out.row(r)));
+  return out;
+}
+
 void BenchOperands::AddWeight(int64_t N, int64_t K, DType format, ExecContext& ctx) {
   const auto size = static_cast<size_t>(PackedWeight::Bytes(format, N, K));
   bytes.push_back(AllocateAligned(size));

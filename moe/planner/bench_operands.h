@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "moe/planner/ceilings.h"
+#include "moe/tensor/any_mat.h"
 #include "moe/tensor/packed_weight.h"
 #include "moe/tensor/tensor.h"
 
@@ -21,6 +22,10 @@ struct BenchOperands {
 
   MatView<float> Matrix(int64_t rows, int64_t cols, ExecContext& ctx);  // values of rms 1
   MatView<float> Zeros(int64_t rows, int64_t cols);
+  // What products with weights of `format` read: random values, rounded to it; and where they write what others read.
+  AnyMat Activations(int64_t rows, int64_t cols, DType format, ExecContext& ctx);
+  AnyMat Like(MatView<float> values, DType format, ExecContext& ctx);  // in a copy, for bf16
+  AnyMat Outputs(int64_t rows, int64_t cols, DType format);
   // A weight of random bytes that are values of rms 0.02.
   void AddWeight(int64_t N, int64_t K, DType format, ExecContext& ctx);
   const PackedWeight& NextWeight() { return weights[next++ % weights.size()]; }

@@ -81,11 +81,11 @@ TEST(PackedParameter, RepackingFollowsTheMasterIntoTheSameStorage) {
   w.Repack(false, t.ctx);
   EXPECT_EQ(w.forward().data, data);
   std::vector<float> x = {1, 2, 3}, y(2);
-  LinearForward(w, {x.data(), 1, 3}, {y.data(), 1, 2}, Epilogue::kStore, t.ctx);
+  LinearForward(w, MatView<float>(x.data(), 1, 3), {y.data(), 1, 2}, Epilogue::kStore, t.ctx);
   EXPECT_EQ(y, (std::vector<float>{30, 30}));
   w.DropMaster();
   EXPECT_TRUE(parameter.value.empty());
-  LinearForward(w, {x.data(), 1, 3}, {y.data(), 1, 2}, Epilogue::kAccumulate, t.ctx);
+  LinearForward(w, MatView<float>(x.data(), 1, 3), {y.data(), 1, 2}, Epilogue::kAccumulate, t.ctx);
   EXPECT_EQ(y, (std::vector<float>{60, 60}));
 }
 
