@@ -76,7 +76,7 @@ void WriteRows(const float* tile, int64_t stride, int64_t rows, int64_t columns,
 // to pay for its part of the turning.
 bool Interleaves(const WorkItem& item) {
   constexpr int64_t kLeastPanels = 6;
-  return item.panels >= kLeastPanels;
+  return item.tiles > 1 && item.panels >= kLeastPanels;
 }
 
 void RunItem(const GemmProblem& p, const WorkItem& item, int64_t tiles, const Scratch& scratch, const KernelTable& k) {

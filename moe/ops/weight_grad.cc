@@ -71,7 +71,7 @@ WorkShape ShapeOf(const WeightGradProblem& p, const KernelTable& k) {
   return {.tiles = steps == 0 ? 0 : CeilDiv(p.d_w.rows, k.max_rows),
           .panels = CeilDiv(p.d_w.cols, kPanel),
           .steps = steps,
-          .limits = {.tiles = kTileSteps / at_once, .panels = kPanelSteps / at_once}};
+          .limits = {.tiles = kTileSteps / at_once, .panels = kPanelSteps / at_once, .least = 48}};
 }
 
 void RunItem(const WeightGradProblem& p, const WorkItem& item, const Scratch& scratch, const KernelTable& k) {

@@ -10,8 +10,9 @@
 namespace moe {
 
 // What an item may have: tiles below each other, so that their rows stay in L2 across panels, and panels beside each other.
+// `least` tiles in all are not split further.
 struct WorkLimits {
-  int64_t tiles, panels;
+  int64_t tiles, panels, least = 1;
 };
 
 // Of one problem: tiles below each other, panels beside each other, steps of the contraction, what its items may have.
@@ -29,8 +30,8 @@ struct WorkItem {
 
 // Halves `item` along its longer side until no part has more work than `largest()`, and hands the parts to `add` in order.
 template <class Largest, class Add>
-void SplitItem(const WorkItem& item, int64_t tile_rows, Largest&& largest, Add&& add) {
-  if (item.work <= largest() || (item.tiles == 1 && item.panels == 1)) return add(item);
+void SplitItem(const WorkItem& item, int64_t tile_rows, int64_t least, Largest&& largest, Add&& add) {
+  if (item.work <= largest() || int64_t{item.tiles} * item.panels <= least) return add(item);
   WorkItem first = item, second = item;
   if (item.panels == 1 || (item.tiles > 1 && item.tiles * tile_rows > item.panels * kPanel)) {
     first.tiles = item.tiles / 2, second.tiles = item.tiles - first.tiles, second.tile += first.tiles;
@@ -39,8 +40,8 @@ void SplitItem(const WorkItem& item, int64_t tile_rows, Largest&& largest, Add&&
   }
   const int64_t unit = item.work / (int64_t{item.tiles} * item.panels);
   first.work = unit * first.tiles * first.panels, second.work = unit * second.tiles * second.panels;
-  SplitItem(first, tile_rows, largest, add);
-  SplitItem(second, tile_rows, largest, add);
+  SplitItem(first, tile_rows, least, largest, add);
+  SplitItem(second, tile_rows, least, largest, add);
 }
 
 // The work of all problems, largest items first. Items are as large as they can be, since operands are laid out anew for each,
@@ -65,7 +66,8 @@ std::span<WorkItem> MakeWorkList(int64_t num_problems, Shape&& shape, ExecContex
           const int64_t panel = s.panels * c / columns, panels = s.panels * (c + 1) / columns - panel;
           const WorkItem whole{static_cast<int32_t>(i),    static_cast<int32_t>(panel), static_cast<int32_t>(panels),
                                static_cast<int32_t>(tile), static_cast<int32_t>(tiles), tiles * panels * (s.steps + 1)};
-          SplitItem(whole, ctx.kernels.max_rows, largest, [&](const WorkItem& item) { rest -= item.work, add(item); });
+          SplitItem(whole, ctx.kernels.max_rows, s.limits.least, largest,
+                    [&](const WorkItem& item) { rest -= item.work, add(item); });
         }
       }
     }

@@ -25,11 +25,11 @@ struct AdamwStep {
 
 inline constexpr int64_t kMaxTileRows = 16;  // no table has more
 
-// What the tiles after this one will read, asked for while this one computes: a line of b at every step of the contraction,
-// and the rows of c, at the same distance as this tile's. Any address will do; null: nothing.
+// What the tiles after this one will read, asked for while this one computes: `b_step` bytes of b for every step of the
+// contraction, and the rows of c, at the same distance as this tile's. Any address will do; null: nothing.
 struct NextTiles {
   const void* b = nullptr;
-  int64_t b_step = 0;  // bytes
+  int64_t b_step = 0;
   const float* c = nullptr;
 };
 

@@ -11,12 +11,14 @@ constexpr int64_t kMaxRows = MOE_TILE_ROWS;
 // a[r][k]
 template <class T>
 struct RowPointers {
+  static constexpr int64_t kLinesPerStep = 2;  // asked for: a single tile must ask for a whole panel
   const T* const* a;
   MOE_INLINE T At(int64_t r, int64_t k) const { return a[r][k]; }
 };
 // a[k*stride + r]
 template <class T>
 struct Columns {
+  static constexpr int64_t kLinesPerStep = 1;
   const T* a;
   int64_t stride;
   MOE_INLINE T At(int64_t r, int64_t k) const { return a[k * stride + r]; }
@@ -81,7 +83,7 @@ MOE_INLINE void Tile(int64_t K, const A a, const typename Step::Element* b, int6
   }
   // Without an address, one that is there already: a branch in the loop would cost more.
   const char* wanted = static_cast<const char*>(next.b != nullptr ? next.b : b);
-  const int64_t wanted_step = next.b != nullptr ? next.b_step / kPasses : 0;
+  const int64_t wanted_step = next.b != nullptr ? next.b_step / (A::kLinesPerStep * kPasses) : 0, half = wanted_step * K;
   for (int64_t column = 0; column < kPanelColumns; column += kPassColumns) {
     VecF acc[kRows][kPassVectors];
 #pragma GCC unroll 16
@@ -92,6 +94,7 @@ MOE_INLINE void Tile(int64_t K, const A a, const typename Step::Element* b, int6
     const typename Step::Element* row = b + column;
     for (int64_t k = 0; k < K; ++k, row += b_stride, wanted += wanted_step) {
       __builtin_prefetch(wanted, 0, 2);
+      if (A::kLinesPerStep == 2) __builtin_prefetch(wanted + half, 0, 2);
       typename Step::BVector bv[kPassVectors];
 #pragma GCC unroll 2
       for (int v = 0; v < kPassVectors; ++v) bv[v] = Step::LoadB(row + v * kLanes);
