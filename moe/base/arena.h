@@ -1,6 +1,6 @@
 #pragma once
-// Memory of one step: taken by moving a pointer, given back all at once. After the first step it has its size and never
-// allocates again.
+// Memory of one step: taken by moving a pointer, given back all at once. After the first step it has its size, and allocates
+// again only when a step needs a quarter more.
 
 #include <cstddef>
 #include <cstdint>
@@ -43,7 +43,7 @@ class Arena {
     return out;
   }
 
-  // Gives everything back; merges the blocks, so that the next step of the same size needs one and allocates nothing.
+  // Gives everything back; merges the blocks, so that the next step of about the same size needs one and allocates nothing.
   void Reset();
 
   int64_t peak_bytes() const { return static_cast<int64_t>(peak_); }  // most in use at once since the start

@@ -83,6 +83,19 @@ TEST(Arena, PeakCountsWhatIsInUseNotWhatBlocksWaste) {
   EXPECT_EQ(arena.peak_bytes(), 7040);
 }
 
+TEST(Arena, AStepALittleLargerFitsToo) {
+  Arena arena(1024);
+  arena.Alloc<std::byte>(640), arena.Alloc<std::byte>(6400);
+  arena.Reset();
+  for (const int64_t more : {0, 640, 1280, 1728}) {  // a quarter of 7040 is 1760
+    arena.Alloc<std::byte>(640), arena.Alloc<std::byte>(6400 + more);
+    arena.Reset();
+    EXPECT_EQ(arena.num_allocations(), 3) << more;
+  }
+  arena.Alloc<std::byte>(640), arena.Alloc<std::byte>(6400 + 1792);
+  EXPECT_EQ(arena.num_allocations(), 4);
+}
+
 TEST(Arena, ScopesGiveBackAcrossBlocks) {
   Arena arena(128);
   const auto first = arena.Alloc<char>(64);
