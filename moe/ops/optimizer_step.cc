@@ -8,9 +8,10 @@
 namespace moe {
 namespace {
 
-// A block's value, gradient and moments stay in L2 until it is packed. Whole rows of a panel belong to one item: prefetchers
-// run past the end of every piece of a row, and what they bring must be of use to the same core.
-constexpr int64_t kBlockColumns = 512;
+// A block's new values stay in L2 until they are packed. Whole rows of a panel belong to one item: prefetchers run past the end
+// of every piece of a row, and what they bring must be of use to the same core. Best are blocks of whole rows, one stream each.
+constexpr int64_t kWholeRows = 2048;      // columns, at most: a panel's values are 256 KiB
+constexpr int64_t kBlockColumns = 1024;   // of longer rows
 constexpr int64_t kItemElements = 16384;  // at least, where the matrix has as many
 constexpr int64_t kItemColumns = 16384;   // at most: longer rows are shared
 // A step over less may find its packs in the cache afterwards. Virtual machines name caches of hundreds of megabytes, of which
@@ -57,15 +58,17 @@ void RunPiece(const AdamwStep& step, const AdamwTensor& t, const Cut& cut, const
   const int64_t K = cut.K, matrix = p.matrix * cut.N * K, panel_rows = t.packed == nullptr ? p.rows : kPanel;
   float *grad = t.parameter->grad.data() + matrix, *value = t.parameter->value.data() + matrix;
   float *m = t.m.data() + matrix, *v = t.v.data() + matrix;
-  const int64_t block = t.packed == nullptr ? p.cols : kBlockColumns, col_end = p.col + p.cols, row_end = p.row + p.rows;
+  const bool whole_rows = t.packed == nullptr || K <= kWholeRows;
+  const int64_t block = whole_rows ? p.cols : kBlockColumns, col_end = p.col + p.cols, row_end = p.row + p.rows;
   for (int64_t row = p.row; row < row_end; row += panel_rows) {
     const int64_t rows = std::min(panel_rows, row_end - row);
     for (int64_t col = p.col; col < col_end; col += block) {
       const int64_t cols = std::min(block, col_end - col);
       for (int64_t r = row; r < row + rows; ++r) {
-        // Next come the row below; the block to the right; the panel below.
-        int64_t next = K;
-        if (r + 1 == row + rows) next = col + cols < col_end ? cols - (rows - 1) * K : r + 1 < row_end ? K - (col - p.col) : 0;
+        // Where the memory does not go on by itself, next come the row below; the block to the right; the panel below.
+        int64_t next = whole_rows ? 0 : K;
+        if (!whole_rows && r + 1 == row + rows)
+          next = col + cols < col_end ? cols - (rows - 1) * K : r + 1 < row_end ? K - (col - p.col) : 0;
         const int64_t at = r * K + col;
         k.adamw(step, cols, next, grad + at, value + at, m + at, v + at);
       }
