@@ -152,7 +152,9 @@ int RunBench(int argc, char** argv) {
   SetExamples(app,
               {{"moe bench gemm", "matrix products, as fractions of the multiply-add peak"},
                {"moe bench gemm --shapes benches/shapes/dense.txt --filter dense/", "the forward ones, over a grid of sizes"},
-               {"moe bench gemm --json bench.json", "and kept, for other programs"}});
+               {"moe bench gemm --filter balanced", "the products of all experts, beside one dense product"},
+               {"moe bench moe --shapes benches/shapes/olmoe-1b-7b.txt --filter decode", "a layer of OLMoE, token by token"},
+               {"moe bench optimizer --json bench.json", "and kept, for other programs"}});
   if (const auto code = ParseFlags(app, argc, argv)) return *code;
   const auto code = Bench(flags);
   return code ? *code : Fail(code.error());

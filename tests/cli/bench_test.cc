@@ -1,6 +1,9 @@
 #include <gtest/gtest.h>
 
+#include <array>
 #include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
 
 #include "testing/temp_dir.h"
 #include "tests/cli/run_moe.h"
@@ -35,6 +38,37 @@ TEST(Bench, PrintsATableAndWritesJson) {
     EXPECT_FALSE(c.contains("peer"));
     EXPECT_EQ(c.contains("reference_ratio"), c["group"] == "backward");
   }
+}
+
+TEST(Bench, EverySubjectHasACase) {
+  const TempDir dir;
+  const std::string shapes = dir / "shapes.txt";
+  WriteFile(shapes, "gemm 32 32 32\nmoe 64 32 16 4 2\nattention 32 2 1 16\nadamw 4096\n");
+  const std::vector<std::array<std::string, 3>> cases = {{"moe", "router/bf16/layer/T64.D32.F16.E4.k2", "flop_per_s"},
+                                                         {"attention", "attention/bf16/prefill/C32.H2.G1.P16", "flop_per_s"},
+                                                         {"optimizer", "adamw/bf16/packs/4096", "bytes_per_s"}};
+  for (const auto& [subject, name, rate] : cases) {
+    const RunResult result =
+        RunMoe({"bench", subject, "--seconds", "0", "--shapes", shapes, "--threads", "1", "--filter", name, "--json", "-"});
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    const json j = json::parse(result.out);  // and nothing else
+    ASSERT_EQ(j["cases"].size(), 1u);
+    const json& c = j["cases"][0];
+    EXPECT_EQ(c["group"].get<std::string>() + "/" + c["name"].get<std::string>(), name);
+    EXPECT_GT(c[rate].get<double>(), 0);
+    EXPECT_GT(c["fraction"].get<double>(), 0);
+  }
+}
+
+TEST(Bench, WhatDoesNotFitIntoMemoryIsLeftOutAndNamed) {
+  const TempDir dir;
+  const std::string shapes = dir / "shapes.txt";
+  WriteFile(shapes, "gemm 32 32 32\ngemm 1048576 1048576 1048576\n");
+  const RunResult result = RunMoe({"bench", "gemm", "--seconds", "0", "--shapes", shapes, "--filter", "dense", "--json", "-"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const json j = json::parse(result.out);
+  EXPECT_EQ(j["cases"].size(), 1u);
+  EXPECT_EQ(j["skipped"], json::array({"dense/bf16/1048576x1048576x1048576"}));
 }
 
 TEST(Bench, BadInputIsOneLine) {
