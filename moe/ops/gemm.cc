@@ -84,28 +84,30 @@ void RunItem(const GemmProblem& p, const WorkItem& item, int64_t tiles, const Sc
   const bool bf16 = w.format == DType::kBf16, gated = p.epilogue == Epilogue::kSwiglu, interleaved = Interleaves(item);
   const int64_t steps = Steps(w);
   // All tiles of the problem are of almost the same height: a last one of few rows would take as long as a full one.
-  const auto row_of = [&](int64_t tile) { return p.c.rows * tile / tiles; };
+  int64_t begin[kLimits.tiles + 1];  // rows of tile i: [i], up to [i+1]
+  for (int64_t i = 0; i <= item.tiles; ++i) begin[i] = p.c.rows * (item.tile + i) / tiles;
   const uint32_t* a[kMaxTileRows];
   for (int64_t i = 0; interleaved && i < item.tiles; ++i) {
-    const int64_t row = row_of(item.tile + i), rows = row_of(item.tile + i + 1) - row;
+    const int64_t row = begin[i], rows = begin[i + 1] - row;
     const int64_t share = CeilDiv(w.panel_bytes(), item.tiles);  // of the first panel
     AskFor(w.panel(item.panel) + i * share, std::min(share, w.panel_bytes() - i * share));
     FindRows(p, row, rows, scratch.copies, a, k);
     k.interleave_tile(rows, steps, a, scratch.interleaved + i * steps * k.max_rows);
   }
+  const int64_t share_step = 4 * kPanel / item.tiles;  // bytes of the next panel that a tile asks for at each of its steps
   for (int64_t panel = item.panel; panel < item.panel + item.panels; ++panel) {
     const std::byte* b = w.panel(panel);
     const bool last = panel + 1 == item.panel + item.panels;
     const int64_t column = panel * kPanel, columns = std::min(kPanel, w.N - column);
     const bool direct = !gated && columns == kPanel && p.c.dtype == DType::kF32;
     for (int64_t i = 0; i < item.tiles; ++i) {
-      const int64_t row = row_of(item.tile + i), rows = row_of(item.tile + i + 1) - row;
+      const int64_t row = begin[i], rows = begin[i + 1] - row;
       float* c = direct ? static_cast<float*>(p.c.row(row)) + column : scratch.tile;
       const int64_t ldc = direct ? p.c.stride : kPanel;
       const bool accumulate = direct && p.epilogue == Epilogue::kAccumulate;
       // Each tile asks for its share of the next panel.
       NextTiles next;
-      if (!last) next = {.b = w.panel(panel + 1) + w.panel_bytes() * i / item.tiles, .b_step = 4 * kPanel / item.tiles};
+      if (!last) next = {.b = w.panel(panel + 1) + i * share_step * steps, .b_step = share_step};
 
       if (direct && i + 1 < item.tiles) next.c = c + rows * ldc;
       const auto* b_f32 = reinterpret_cast<const float*>(b);
