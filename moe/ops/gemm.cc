@@ -75,7 +75,7 @@ void WriteRows(const float* tile, int64_t stride, int64_t rows, int64_t columns,
 // Is it worth turning the rows of an item? The tiles then read one stream and need one address for all rows, but each panel has
 // to pay for its part of the turning.
 bool Interleaves(const WorkItem& item) {
-  constexpr int64_t kLeastPanels = 6;
+  constexpr int64_t kLeastPanels = 4;
   return item.tiles > 1 && item.panels >= kLeastPanels;
 }
 

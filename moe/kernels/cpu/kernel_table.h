@@ -39,15 +39,15 @@ struct KernelTable {
 
   // c[r][0..32) (+)= sum over k of a[r][k] * b[k*b_stride + 0..32), rows <= max_rows. accumulate: starts from c, else from 0.
   void (*tile_f32)(int64_t rows, int64_t K, const float* const* a, const float* b, int64_t b_stride, float* c, int64_t ldc,
-                   bool accumulate, NextTiles next);
+                   bool accumulate, const NextTiles& next);
   // The same with a column-wise a: element (r, k) is a[k*a_stride + r]. c = A^T B: weight gradients.
   void (*outer_f32)(int64_t rows, int64_t K, const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
-                    int64_t ldc, bool accumulate, NextTiles next);
+                    int64_t ldc, bool accumulate, const NextTiles& next);
   // bf16 twins: an element is a pair of bf16 along the contraction (low half first), K2 and strides count pairs.
   void (*tile_bf16)(int64_t rows, int64_t K2, const uint32_t* const* a, const uint32_t* b, int64_t b_stride, float* c,
-                    int64_t ldc, bool accumulate, NextTiles next);
+                    int64_t ldc, bool accumulate, const NextTiles& next);
   void (*outer_bf16)(int64_t rows, int64_t K2, const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride,
-                     float* c, int64_t ldc, bool accumulate, NextTiles next);
+                     float* c, int64_t ldc, bool accumulate, const NextTiles& next);
 
   // One panel of PackedWeight from value(n, k) = w[n*n_stride + k*k_stride], n < num_n <= 32; the rest of the panel is 0.
   void (*pack_f32)(const float* w, int64_t n_stride, int64_t k_stride, int64_t num_n, int64_t K, float* panel);

@@ -121,19 +121,19 @@ MOE_INLINE void TileRows(int64_t rows, int64_t K, const A a, const typename Step
 }
 
 void TileF32(int64_t rows, int64_t K, const float* const* a, const float* b, int64_t b_stride, float* c, int64_t ldc,
-             bool accumulate, NextTiles next) {
+             bool accumulate, const NextTiles& next) {
   TileRows<StepF32>(rows, K, RowPointers<float>{a}, b, b_stride, c, ldc, accumulate, next);
 }
 void OuterF32(int64_t rows, int64_t K, const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
-              int64_t ldc, bool accumulate, NextTiles next) {
+              int64_t ldc, bool accumulate, const NextTiles& next) {
   TileRows<StepF32>(rows, K, Columns<float>{a, a_stride}, b, b_stride, c, ldc, accumulate, next);
 }
 void TileBf16(int64_t rows, int64_t K2, const uint32_t* const* a, const uint32_t* b, int64_t b_stride, float* c, int64_t ldc,
-              bool accumulate, NextTiles next) {
+              bool accumulate, const NextTiles& next) {
   TileRows<StepBf16>(rows, K2, RowPointers<uint32_t>{a}, b, b_stride, c, ldc, accumulate, next);
 }
 void OuterBf16(int64_t rows, int64_t K2, const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride, float* c,
-               int64_t ldc, bool accumulate, NextTiles next) {
+               int64_t ldc, bool accumulate, const NextTiles& next) {
   TileRows<StepBf16>(rows, K2, Columns<uint32_t>{a, a_stride}, b, b_stride, c, ldc, accumulate, next);
 }
 
