@@ -33,7 +33,7 @@ int64_t WeightGradScratch(int64_t N, int64_t K) {
 // Rows laid out by the threads of a product of M rows with K inputs. It matters only where K is the vocabulary; for two
 // threads.
 int64_t GemmScratch(DType format, int64_t M, int64_t K) {
-  constexpr int64_t kThreads = 2, kItemRows = 240, kTileRows = 12;
+  constexpr int64_t kThreads = 2, kItemRows = 192, kTileRows = 12;
   return kThreads * (std::min(M, kItemRows) + kTileRows) * K * SizeOf(format);
 }
 

@@ -7,7 +7,7 @@
 namespace moe {
 namespace {
 
-constexpr WorkLimits kLimits = {.tiles = 20, .panels = 64};
+constexpr WorkLimits kLimits = {.tiles = 16, .panels = 64};
 
 const std::byte* SourceRow(const GemmProblem& p, int64_t row) {
   return static_cast<const std::byte*>(p.a.row(p.a_rows.empty() ? row : p.a_rows[static_cast<size_t>(row)]));

@@ -48,7 +48,7 @@ void SplitItem(const WorkItem& item, int64_t tile_rows, int64_t least, Largest&&
 // but each takes only a part of what is left: the last ones are small, so that no thread ends long after the others.
 template <class Shape>
 std::span<WorkItem> MakeWorkList(int64_t num_problems, Shape&& shape, ExecContext& ctx) {
-  constexpr int64_t kPartOfRest = 2, kSmallest = 32;  // items of each thread, if all were like this one
+  constexpr int64_t kPartOfRest = 1, kSmallest = 64;  // items of each thread, if all were like the first, and like the last
   int64_t all = 0;
   for (int64_t i = 0; i < num_problems; ++i) all += shape(i).work();
   const int64_t threads = ctx.pool.num_threads(), smallest = all / (kSmallest * threads);
