@@ -19,5 +19,7 @@ std::vector<BenchCase> MoeDecodeCases(const BenchShapes& shapes, DType format);
 // Group "step": for shapes of 4096 tokens and more, whole training steps of a model with two such layers, beside its dense twin
 // of equal active parameters.
 std::vector<BenchCase> MoeStepCases(const BenchShapes& shapes, DType format);
+// Group "step" too: for shapes of 256 to 1024 tokens, a prompt of as many through a model with four such layers.
+std::vector<BenchCase> MoePromptCases(const BenchShapes& shapes, DType format);
 
 }  // namespace moe

@@ -29,9 +29,9 @@ constexpr BenchSubject kSubjects[] = {
      [](const BenchShapes& s, DType format, const GemmPeers& peers) {
        return Join({DenseCases(s, format, peers), GroupedCases(s, format), BlockSparseCases(s, format)});
      }},
-    {"moe", "an MoE layer: its executors forward and backward, decode, router, training steps", "moe",
+    {"moe", "an MoE layer: its executors forward and backward, decode, router, prompts, training steps", "moe",
      [](const BenchShapes& s, DType format, const GemmPeers&) {
-       return Join({MoeLayerCases(s, format), MoeDecodeCases(s, format), MoeStepCases(s, format)});
+       return Join({MoeLayerCases(s, format), MoeDecodeCases(s, format), MoeStepCases(s, format), MoePromptCases(s, format)});
      }},
     {"attention", "attention: prefill, backward, decode", "attention",
      [](const BenchShapes& s, DType format, const GemmPeers&) { return AttentionCases(s, format); }},

@@ -43,4 +43,19 @@ void FillRandomValues(std::span<float> values, float rms, uint64_t seed, ExecCon
   });
 }
 
+void GiveRandomWeights(Model& model, std::span<std::byte> storage, uint64_t seed, ExecContext& ctx) {
+  model.UsePackedStorage(storage.first(static_cast<size_t>(model.PackedStorageBytes())));
+  uint64_t stream = 0;
+  for (Parameter& parameter : model.parameters().all()) {
+    ++stream;
+    if (parameter.value.empty()) continue;
+    if (parameter.value.shape().size() == 1) {
+      std::fill(parameter.value.span().begin(), parameter.value.span().end(), 1.0f);
+    } else {
+      FillRandomValues(parameter.value.span(), 0.02f, MixBits(seed) + stream, ctx);
+    }
+  }
+  model.Repack(ctx);
+}
+
 }  // namespace moe

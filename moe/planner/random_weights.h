@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 
+#include "moe/model/model.h"
 #include "moe/ops/exec_context.h"
 
 namespace moe {
@@ -15,5 +16,9 @@ void FillRandomWeights(std::span<std::byte> bytes, uint64_t seed, ExecContext& c
 
 // Uniform with the given root mean square and mean 0: keys and values of positions nobody computed. A function of seed alone.
 void FillRandomValues(std::span<float> values, float rms, uint64_t seed, ExecContext& ctx);
+
+// A model for inference: norms 1, embedding and router uniform, packs in `storage` (PackedStorageBytes of it at least, which
+// outlive the model) as they are: fill them with FillRandomWeights first.
+void GiveRandomWeights(Model& model, std::span<std::byte> storage, uint64_t seed, ExecContext& ctx);
 
 }  // namespace moe

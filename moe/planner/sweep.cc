@@ -124,22 +124,6 @@ struct Runner {
   }
 };
 
-// The large matrices lie in the shared arena; embedding, routers and norms are the model's own.
-void GiveRandomWeights(Model& model, std::span<std::byte> arena, uint64_t seed, ExecContext& ctx) {
-  model.UsePackedStorage(arena.first(static_cast<size_t>(model.PackedStorageBytes())));
-  uint64_t stream = 0;
-  for (Parameter& parameter : model.parameters().all()) {
-    ++stream;
-    if (parameter.value.empty()) continue;
-    if (parameter.value.shape().size() == 1) {
-      std::fill(parameter.value.span().begin(), parameter.value.span().end(), 1.0f);
-    } else {
-      FillRandomValues(parameter.value.span(), 0.02f, MixBits(seed) + stream, ctx);
-    }
-  }
-  model.Repack(ctx);
-}
-
 // Keys and values of `context` past positions of every sequence. For random weights values are 0: attention would else bring
 // the same to every token of a sequence, outweigh the token, and choose the same experts step after step.
 Status FillCache(const Model* loaded, int64_t context, uint64_t seed, KvCache& cache, ExecContext& ctx) {
