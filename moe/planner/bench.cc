@@ -15,6 +15,7 @@ namespace {
 constexpr int kMinRounds = 3;
 constexpr double kSampleSeconds = 2e-3;        // at least: clocks and barriers are lost in it
 constexpr double kMemorySampleSeconds = 8e-3;  // about what a probe of the memory takes
+constexpr double kWarmSeconds = 30e-3;         // of longer runs the caches' first filling is a small part
 // OpenMP's and OpenBLAS's threads spin after their work, on the processors that the next run wants.
 constexpr auto kPeersRest = std::chrono::milliseconds(3);
 
@@ -29,10 +30,12 @@ class Sampler {
  public:
   Sampler(const std::function<void()>& run, double seconds) : run_(run) {
     run_();  // caches, pages and arenas have their state after it
-    repeats_ = std::max<int64_t>(1, static_cast<int64_t>(std::ceil(seconds / std::max(SecondsOf(run_), 1e-9))));
+    const double once = std::max(SecondsOf(run_), 1e-9);
+    repeats_ = std::max<int64_t>(1, static_cast<int64_t>(std::ceil(seconds / once)));
+    warm_first_ = once < kWarmSeconds;
   }
   double Sample() {
-    if (repeats_ > 1) run_();  // the others of the round have taken its place in the caches
+    if (warm_first_) run_();  // the others of the round have taken its place in the caches
     const double start = NowSeconds();
     for (int64_t i = 0; i < repeats_; ++i) run_();
     seconds_.push_back((NowSeconds() - start) / static_cast<double>(repeats_));
@@ -43,6 +46,7 @@ class Sampler {
  private:
   const std::function<void()>& run_;
   int64_t repeats_ = 1;
+  bool warm_first_ = true;
   std::vector<double> seconds_;
 };
 
