@@ -79,7 +79,9 @@ bool Interleaves(const WorkItem& item) {
   return item.tiles > 1 && item.panels >= kLeastPanels;
 }
 
-void RunItem(const GemmProblem& p, const WorkItem& item, int64_t tiles, const Scratch& scratch, const KernelTable& k) {
+// `after`: the panel that this thread will probably read first when it is done here; null: unknown.
+void RunItem(const GemmProblem& p, const WorkItem& item, int64_t tiles, const std::byte* after, const Scratch& scratch,
+             const KernelTable& k) {
   const PackedWeight& w = *p.weight;
   const bool bf16 = w.format == DType::kBf16, gated = p.epilogue == Epilogue::kSwiglu, interleaved = Interleaves(item);
   const int64_t steps = Steps(w);
@@ -97,7 +99,7 @@ void RunItem(const GemmProblem& p, const WorkItem& item, int64_t tiles, const Sc
   const int64_t share_step = 4 * kPanel / item.tiles;  // bytes of the next panel that a tile asks for at each of its steps
   for (int64_t panel = item.panel; panel < item.panel + item.panels; ++panel) {
     const std::byte* b = w.panel(panel);
-    const bool last = panel + 1 == item.panel + item.panels;
+    const std::byte* following = panel + 1 == item.panel + item.panels ? after : w.panel(panel + 1);
     const int64_t column = panel * kPanel, columns = std::min(kPanel, w.N - column);
     const bool direct = !gated && columns == kPanel && p.c.dtype == DType::kF32;
     for (int64_t i = 0; i < item.tiles; ++i) {
@@ -107,7 +109,7 @@ void RunItem(const GemmProblem& p, const WorkItem& item, int64_t tiles, const Sc
       const bool accumulate = direct && p.epilogue == Epilogue::kAccumulate;
       // Each tile asks for its share of the next panel.
       NextTiles next;
-      if (!last) next = {.b = w.panel(panel + 1) + i * share_step * steps, .b_step = share_step};
+      if (following != nullptr) next = {.b = following + i * share_step * steps, .b_step = share_step};
 
       if (direct && i + 1 < item.tiles) next.c = c + rows * ldc;
       const auto* b_f32 = reinterpret_cast<const float*>(b);
@@ -189,7 +191,14 @@ void GroupedGemm(std::span<const GemmProblem> problems, ExecContext& ctx) {
   ctx.pool.ParallelFor(static_cast<int64_t>(items.size()), [&](int64_t i, int thread) {
     const WorkItem& item = items[static_cast<size_t>(i)];
     const GemmProblem& p = problems[static_cast<size_t>(item.problem)];
-    RunItem(p, item, tiles_of(p), scratch[static_cast<size_t>(thread)], k);
+    // Items are handed out in order, so the next one of this thread is as many further on as there are threads, give or take.
+    const int64_t next = i + ctx.pool.num_threads();
+    const std::byte* after = nullptr;
+    if (next < static_cast<int64_t>(items.size())) {
+      const WorkItem& other = items[static_cast<size_t>(next)];
+      after = problems[static_cast<size_t>(other.problem)].weight->panel(other.panel);
+    }
+    RunItem(p, item, tiles_of(p), after, scratch[static_cast<size_t>(thread)], k);
   });
 }
 
