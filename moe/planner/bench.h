@@ -71,8 +71,8 @@ inline bool InBytes(Ceiling c) {
 }
 
 // Rounds of ceilings, case, ceilings, reference and every peer in turn until `seconds` are spent, three at least (on Ctrl-C
-// one), so that slow phases of a shared machine hit all alike. A sample lasts 2 ms at least: short runs are repeated in it,
-// after one that brings their data back into the caches.
+// one), so that slow phases of a shared machine hit all alike. A sample lasts 2 ms at least: short runs are repeated in it.
+// Runs of less than 30 ms begin with one that does not count and brings their data back into the caches.
 BenchResult RunBench(const BenchCase& bench, double seconds, CeilingProbe& probe, ExecContext& ctx);
 
 }  // namespace moe
