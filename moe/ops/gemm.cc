@@ -106,7 +106,11 @@ void RunItem(const GemmProblem& p, const WorkItem& item, int64_t tiles, const st
       const int64_t row = begin[i], rows = begin[i + 1] - row;
       float* c = direct ? static_cast<float*>(p.c.row(row)) + column : scratch.tile;
       const int64_t ldc = direct ? p.c.stride : kPanel;
-      const bool accumulate = direct && p.epilogue == Epilogue::kAccumulate;
+      const bool accumulate = !p.bias.empty() || (direct && p.epilogue == Epilogue::kAccumulate);
+      for (int64_t r = 0; !p.bias.empty() && r < rows; ++r) {
+        std::memcpy(c + r * ldc, p.bias.data() + column, static_cast<size_t>(columns) * sizeof(float));
+        std::fill(c + r * ldc + columns, c + r * ldc + kPanel, 0.0f);  // none but of a dense tile's last columns
+      }
       // Each tile asks for its share of the next panel.
       NextTiles next;
       if (following != nullptr) next = {.b = following + i * share_step * steps, .b_step = share_step};
@@ -148,6 +152,8 @@ void CheckProblem(const GemmProblem& p) {
   const int64_t M = p.c.rows;
   CheckRows(p.a, p.a_rows, M);
   MOE_CHECK(p.a.dtype == DType::kF32 || w.format == DType::kBf16, "a of {} by a weight of {}", Name(p.a.dtype), Name(w.format));
+  MOE_CHECK(p.bias.empty() || (static_cast<int64_t>(p.bias.size()) == w.N && p.epilogue != Epilogue::kAccumulate),
+            "a bias of {} for {} outputs, epilogue {}", p.bias.size(), w.N, static_cast<int>(p.epilogue));
   MOE_CHECK(p.c.dtype == DType::kF32 || p.epilogue != Epilogue::kAccumulate, "sums in {}", Name(p.c.dtype));
   if (p.epilogue == Epilogue::kSwiglu) {
     MOE_CHECK(w.N % kPanel == 0 && p.c.cols == w.N / 2, "SwiGLU of {} outputs into {} columns", w.N, p.c.cols);

@@ -16,14 +16,15 @@ enum class Epilogue : uint8_t {
   kSwiglu,      // c = silu(gate) * up, with gate and up interleaved in groups of 16 along N: c is [M, N/2]
 };
 
-// One product c [M,N] (op)= a [M,K] * weight [N,K]^T. M may be 0: nothing is written.
+// One product c [M,N] (op)= bias + a [M,K] * weight [N,K]^T. M may be 0: nothing is written.
 struct GemmProblem {
   ConstAnyMat a;                         // [M,K], or any number of rows when a_rows is given; bf16 only with such a weight
   std::span<const int32_t> a_rows;       // [M] row i of the product reads a[a_rows[i]]: a gather without a copy; empty: i
   const PackedWeight* weight = nullptr;  // [N,K]; its format decides the arithmetic: f32, or bf16 inputs with float32 sums
-  Epilogue epilogue = Epilogue::kStore;
-  AnyMat c;                       // [M,N]; [M,N/2] for kSwiglu; bf16 is rounded when written, and cannot accumulate
-  MatView<float> pre_activation;  // [M,N] kSwiglu only: the product itself, kept for backward; may be empty
+  std::span<const float> bias;           // [N] what every row's sums start from, so before the activation; empty: 0
+  Epilogue epilogue = Epilogue::kStore;  // kAccumulate starts from c and has no bias
+  AnyMat c;                              // [M,N]; [M,N/2] for kSwiglu; bf16 is rounded when written, and cannot accumulate
+  MatView<float> pre_activation;         // [M,N] kSwiglu only: the product itself, kept for backward; may be empty
 };
 
 // All products of the list, on one work list of tiles: a hot expert cannot stall the others. Results do not depend on M, on the
