@@ -114,8 +114,9 @@ int64_t TrainingActivations(const ModelConfig& config, DType format, int64_t T) 
 
 int64_t InferenceActivations(const ModelConfig& config, DType format, int64_t T, int64_t logit_rows) {
   const Widths w(config);
-  // Keys of a prompt are turned once for all of its rows.
-  int64_t layer_bytes = T * (w.qkv() + w.q + w.kv + (config.qk_norm == QkNorm::kNone ? 0 : w.qkv())) * kFloat;
+  // Keys and values of a prompt are laid out once for all of its rows.
+  int64_t layer_bytes =
+      T * (w.qkv() + w.q + (config.qk_norm == QkNorm::kNone ? 0 : w.qkv())) * kFloat + T * 2 * w.kv * SizeOf(format);
   for (const LayerSpec& layer : config.layers) {
     int64_t bytes = T * layer.ffn_width * SizeOf(format);
     if (layer.ffn == FfnKind::kMoe) {

@@ -40,7 +40,11 @@ void AddStats(const RouterAux& aux, int64_t num_dropped, LayerStats* stats) {
 
 AttentionShape ModelPass::attention_shape() const {
   const ModelConfig& c = config();
-  return {c.num_heads, c.num_kv_heads, c.head_width, 1.0f / std::sqrt(static_cast<float>(c.head_width))};
+  return {.num_heads = c.num_heads,
+          .num_kv_heads = c.num_kv_heads,
+          .head_width = c.head_width,
+          .scale = 1.0f / std::sqrt(static_cast<float>(c.head_width)),
+          .format = model.format_};
 }
 
 int64_t HeadChunkRows(int64_t vocab_size) {

@@ -11,6 +11,8 @@ namespace {
 
 constexpr int64_t kQueryRows = 96;  // of a work item: a multiple of every table's tile
 
+constexpr int64_t kStages = 3;
+
 // Stacked rows [row, row+rows) of a segment for each of `heads` key/value heads: row s is query head s % R of the group at
 // position first_position + s / R, so that the heads of a group share keys, values and tiles.
 struct Item {
@@ -19,23 +21,34 @@ struct Item {
   int64_t cost;  // of the whole segment
 };
 
-// Where the transposed keys of a segment lie when its items share them; -1: each item turns its own.
-struct SharedKeys {
-  int64_t offset;
-  int64_t blocks;
+// Which blocks hold a segment's keys and values when its items share them; -1: each item lays out its own.
+struct SharedBlocks {
+  int64_t first;  // of the first head; the others follow
+  int64_t count;  // of one head
+};
+
+// Blocks of keys, transposed, and of values, spread, one after the other.
+template <class Word>
+struct Blocks {
+  Word *keys, *values;
 };
 
 // Of one thread. Rows of an item's heads lie one head after the other, kQueryRows in all.
+template <class Word>
 struct Scratch {
-  std::span<float> q, out, max, sum;
-  std::span<float> scores, rescale;  // of one tile
-  std::span<float> keys, value_tail;
+  std::span<Word> q;
+  std::span<float> out, max, sum;
+  std::span<float> scores;  // of kStages tiles
+  std::span<uint32_t> p;    // the same, in pairs
+  Blocks<Word> block;
+  std::span<float> value_tail;
   std::span<int64_t> position;  // of each stacked row
 };
 
 struct Sizes {
   int64_t R, P, padded;  // query heads of a group; head width, and the same in whole panels
-  int64_t block;         // floats of a transposed key block
+  int64_t words;         // of a head's row
+  int64_t keys, values;  // words of a block of keys, of values
 };
 
 // fn(r, row of q, query head) for the rows of an item, head by head.
@@ -59,65 +72,100 @@ void Touch(const float* rows, int64_t stride, int64_t count, int64_t width) {
   }
 }
 
-// One head's rows, of which the first is row `at` of the scratch, against the block of keys that begins at `begin`.
-void RunBlock(const Sizes& z, const AttentionSegment& segment, const Item& item, int64_t at, int64_t begin, const float* keys,
-              const BlockRows& values, const Scratch& scratch, const KernelTable& k) {
+// One head's rows, of which the first is row `at` of the scratch, against the block of keys that begins at `begin`. Tiles go
+// through three stages, each stage a tile behind the one before it: nothing waits for the results of what was just issued.
+template <class Word>
+void RunBlock(const Sizes& z, const AttentionSegment& segment, const Item& item, int64_t at, int64_t begin, const Word* keys,
+              const BlockRows<Word>& values, const Scratch<Word>& scratch, const KernelTable& k) {
+  const auto product = TileOf<Word>(k);
+  constexpr bool kPairs = kPerWord<Word> == 2;
   // Rows that stand before this block do not see it.
   const int64_t first = std::max<int64_t>(0, (begin - segment.first_position) * z.R - item.row);
-  for (int64_t r0 = first; r0 < item.rows; r0 += k.max_rows) {
-    const int64_t rows = std::min(k.max_rows, item.rows - r0), s0 = at + r0;
-    const float* a[kMaxTileRows];
-    int32_t valid[kMaxTileRows];
-    for (int64_t r = 0; r < rows; ++r) {
-      a[r] = scratch.q.data() + (s0 + r) * z.P;
-      valid[r] = static_cast<int32_t>(std::min(kKeyBlock, scratch.position[static_cast<size_t>(s0 + r)] + 1 - begin));
+  const int64_t num_tiles = CeilDiv(item.rows - first, k.max_rows);
+  const auto scores = [&](int64_t t) { return scratch.scores.data() + t % kStages * kMaxTileRows * kKeyBlock; };
+  const auto pairs = [&](int64_t t) { return scratch.p.data() + t % kStages * kMaxTileRows * kKeyBlock / 2; };
+  for (int64_t step = 0; step < num_tiles + 2; ++step) {
+    if (const int64_t t = step; t < num_tiles) {
+      const int64_t r0 = first + t * k.max_rows, rows = std::min(k.max_rows, item.rows - r0);
+      const Word* a[kMaxTileRows];
+      for (int64_t r = 0; r < rows; ++r) a[r] = scratch.q.data() + (at + r0 + r) * z.words;
+      const int64_t widest = scratch.position[static_cast<size_t>(at + r0 + rows - 1)] + 1 - begin;
+      for (int64_t c = 0; c < std::min(widest, kKeyBlock); c += kPanel)
+        product(rows, z.words, a, keys + c * z.words, kPanel, scores(t) + c, kKeyBlock, false, {});
     }
-    const int64_t widest = valid[rows - 1];
-    float* scores = scratch.scores.data();
-    for (int64_t c = 0; c < widest; c += kPanel)
-      k.tile_f32(rows, z.P, a, keys + c * z.P, kPanel, scores + c, kKeyBlock, false, {});
-    k.softmax_block(rows, valid, scores, scratch.max.data() + s0, scratch.sum.data() + s0, scratch.rescale.data());
-    float* o = scratch.out.data() + s0 * z.padded;
-    for (int64_t r = 0; r < rows; ++r) {
-      const float factor = scratch.rescale[static_cast<size_t>(r)];
-      if (begin > 0 && factor != 1.0f) k.scale(factor, z.padded, o + r * z.padded);
-      a[r] = scores + r * kKeyBlock;
+    if (const int64_t t = step - 1; t >= 0 && t < num_tiles) {
+      const int64_t r0 = first + t * k.max_rows, rows = std::min(k.max_rows, item.rows - r0), s0 = at + r0;
+      int32_t valid[kMaxTileRows];
+      for (int64_t r = 0; r < rows; ++r)
+        valid[r] = static_cast<int32_t>(std::min(kKeyBlock, scratch.position[static_cast<size_t>(s0 + r)] + 1 - begin));
+      float rescale[kMaxTileRows];
+      const bool moved = k.softmax_block(rows, valid, scores(t), scratch.max.data() + s0, scratch.sum.data() + s0, rescale,
+                                         kPairs ? pairs(t) : nullptr);
+      for (int64_t r = 0; begin > 0 && moved && r < rows; ++r)
+        k.scale(rescale[r], z.padded, scratch.out.data() + (s0 + r) * z.padded);
     }
-    for (int64_t c = 0; c < z.padded; c += kPanel)
-      k.tile_f32(rows, widest, a, values.at(c), values.stride(c), o + c, z.padded, begin > 0, {});
+    if (const int64_t t = step - 2; t >= 0) {
+      const int64_t r0 = first + t * k.max_rows, rows = std::min(k.max_rows, item.rows - r0), s0 = at + r0;
+      const Word* a[kMaxTileRows];
+      for (int64_t r = 0; r < rows; ++r) {
+        if constexpr (kPairs) {
+          a[r] = pairs(t) + r * (kKeyBlock / 2);
+        } else {
+          a[r] = scores(t) + r * kKeyBlock;
+        }
+      }
+      const int64_t widest = std::min(kKeyBlock, scratch.position[static_cast<size_t>(s0 + rows - 1)] + 1 - begin);
+      for (int64_t c = 0; c < z.padded; c += kPanel) {
+        product(rows, CeilDiv(widest, kPerWord<Word>), a, values.at(c), values.stride_at(c),
+                scratch.out.data() + s0 * z.padded + c, z.padded, begin > 0, {});
+      }
+    }
   }
 }
 
+// shared: the segment's blocks of the item's head, or null.
+template <class Word>
 void RunItem(const AttentionShape& shape, const Sizes& z, const AttentionSegment& segment, const Item& item,
-             MatView<const float> q, const float* shared_keys, MatView<float> out, MatView<float> log_sum_exp,
-             const Scratch& scratch, const KernelTable& k) {
+             MatView<const float> q, Blocks<Word> shared, MatView<float> out, MatView<float> log_sum_exp,
+             const Scratch<Word>& scratch, const KernelTable& k) {
   const auto row_bytes = static_cast<size_t>(z.P) * sizeof(float);
   const int64_t rows = item.heads * item.rows;
+  // What is rounded afterwards is scaled where the results will be.
+  float* scaled = kPerWord<Word> == 2 ? scratch.out.data() : reinterpret_cast<float*>(scratch.q.data());
   ForEachRow(z, segment, item, [&](int64_t r, int64_t row, int64_t head) {
-    std::memcpy(scratch.q.data() + r * z.P, q.row(row) + head * z.P, row_bytes);
+    std::memcpy(scaled + r * z.P, q.row(row) + head * z.P, row_bytes);
     scratch.position[static_cast<size_t>(r)] = segment.first_position + row - segment.row_begin;
   });
-  k.scale(shape.scale, rows * z.P, scratch.q.data());
+  k.scale(shape.scale, rows * z.P, scaled);
+  if constexpr (kPerWord<Word> == 2) k.to_bf16(scaled, rows * z.P, reinterpret_cast<Bf16*>(scratch.q.data()));
   std::fill_n(scratch.max.begin(), rows, -INFINITY);
   std::fill_n(scratch.sum.begin(), rows, 0.0f);
 
   const int64_t num_keys = scratch.position[static_cast<size_t>(item.rows - 1)] + 1, stride = segment.kv_stride;
   for (int64_t begin = 0; begin < num_keys; begin += kKeyBlock) {
     const int64_t keys_here = std::min(kKeyBlock, num_keys - begin);
-    if (shared_keys == nullptr) {
+    if (shared.keys == nullptr) {
       const int64_t at = begin * stride + item.kv_head * z.P;
       Touch(segment.k + at, stride, keys_here, item.heads * z.P);
       Touch(segment.v + at, stride, keys_here, item.heads * z.P);
     }
     for (int64_t g = 0; g < item.heads; ++g) {
       const int64_t column = (item.kv_head + g) * z.P, at = begin * stride + column;
-      const float* keys = scratch.keys.data();
-      if (shared_keys != nullptr) {
-        keys = shared_keys + begin / kKeyBlock * z.block;
+      const float *k_rows = segment.k + at, *v_rows = segment.v + at;
+      const Word* keys = scratch.block.keys;
+      BlockRows<Word> values;
+      if (shared.keys != nullptr) {
+        keys = shared.keys + begin / kKeyBlock * z.keys;
+        values = SpreadRows<Word>(shared.values + begin / kKeyBlock * z.values, z.P);
       } else {
-        TransposeBlock(segment.k + at, stride, keys_here, z.P, scratch.keys.data(), k);
+        TransposeBlock(k_rows, stride, keys_here, z.P, scratch.block.keys, k);
+        if constexpr (kPerWord<Word> == 2) {
+          SpreadBlock(v_rows, stride, keys_here, z.P, scratch.block.values, k);
+          values = SpreadRows<Word>(scratch.block.values, z.P);
+        } else {
+          values = RowsInPlace(v_rows, stride, keys_here, z.P, scratch.value_tail.data());
+        }
       }
-      const BlockRows values = PanelRows(segment.v + at, stride, keys_here, z.P, scratch.value_tail.data());
       RunBlock(z, segment, item, g * item.rows, begin, keys, values, scratch, k);
     }
   }
@@ -130,22 +178,21 @@ void RunItem(const AttentionShape& shape, const Sizes& z, const AttentionSegment
   });
 }
 
-}  // namespace
-
-void AttentionForward(const AttentionShape& shape, MatView<const float> q, std::span<const AttentionSegment> segments,
-                      MatView<float> out, MatView<float> log_sum_exp, ExecContext& ctx) {
-  CheckShape(shape, ctx);
-  const int64_t H = shape.num_heads, G = shape.num_kv_heads, P = shape.head_width;
-  MOE_CHECK(q.cols == H * P && out.rows == q.rows && out.cols == q.cols, "q [{},{}] out [{},{}], expected [T,{}]", q.rows,
-            q.cols, out.rows, out.cols, H * P);
-  MOE_CHECK(log_sum_exp.empty() || (log_sum_exp.rows == q.rows && log_sum_exp.cols == H),
-            "log_sum_exp [{},{}], expected [{},{}]", log_sum_exp.rows, log_sum_exp.cols, q.rows, H);
-  const Sizes z{.R = H / G, .P = P, .padded = RoundUpToPanel(P), .block = kKeyBlock * P};
+template <class Word>
+void Forward(const AttentionShape& shape, MatView<const float> q, std::span<const AttentionSegment> segments,
+             MatView<float> out, MatView<float> log_sum_exp, ExecContext& ctx) {
+  const int64_t H = shape.num_heads, G = shape.num_kv_heads, P = shape.head_width, words = P / kPerWord<Word>;
+  const Sizes z{.R = H / G,
+                .P = P,
+                .padded = RoundUpToPanel(P),
+                .words = words,
+                .keys = kKeyBlock * words,
+                .values = RoundUpToPanel(P) * kKeyBlock / kPerWord<Word>};
   Arena::Scope scope(ctx.arena);
 
-  // Segments with more rows than an item takes turn their keys once, beforehand; the others, decodes above all, walk several
-  // heads at a time, so that memory is read in long pieces, but leave work for every thread.
-  const auto shared = ctx.arena.Alloc<SharedKeys>(static_cast<int64_t>(segments.size()));
+  // Segments with more rows than an item takes lay out their keys and values once, beforehand; the others, decodes above all,
+  // walk several heads at a time, so that memory is read in long pieces, but leave work for every thread.
+  const auto shared = ctx.arena.Alloc<SharedBlocks>(static_cast<int64_t>(segments.size()));
   int64_t num_items = 0, shared_blocks = 0, jobs = 0, num_small = 0;
   for (size_t i = 0; i < segments.size(); ++i) {
     const AttentionSegment& s = segments[i];
@@ -160,15 +207,15 @@ void AttentionForward(const AttentionShape& shape, MatView<const float> q, std::
       num_small += blocks_of_rows;
       continue;
     }
-    shared[i].offset = shared_blocks * z.block;
-    shared_blocks += shared[i].blocks * G;
-    jobs += shared[i].blocks;
+    shared[i].first = shared_blocks;
+    shared_blocks += shared[i].count * G;
+    jobs += shared[i].count;
   }
   struct Job {
     int32_t segment, block;
   };
-  const auto keys = ctx.arena.Alloc<float>(shared_blocks * z.block);
-  const auto key_jobs = ctx.arena.Alloc<Job>(jobs);
+  const auto keys = ctx.arena.Alloc<Word>(shared_blocks * z.keys), values = ctx.arena.Alloc<Word>(shared_blocks * z.values);
+  const auto block_jobs = ctx.arena.Alloc<Job>(jobs);
   const auto items = ctx.arena.Alloc<Item>(num_items);
   const int64_t max_heads = std::max<int64_t>(1, num_small * G / (4 * ctx.pool.num_threads()));
   num_items = jobs = 0;
@@ -186,8 +233,8 @@ void AttentionForward(const AttentionShape& shape, MatView<const float> q, std::
                                                    cost};
       }
     }
-    for (int64_t block = 0; shared[i].offset >= 0 && block < shared[i].blocks; ++block)
-      key_jobs[static_cast<size_t>(jobs++)] = {static_cast<int32_t>(i), static_cast<int32_t>(block)};
+    for (int64_t block = 0; shared[i].first >= 0 && block < shared[i].count; ++block)
+      block_jobs[static_cast<size_t>(jobs++)] = {static_cast<int32_t>(i), static_cast<int32_t>(block)};
   }
   // Largest first; items that share keys and values stay together, those with the most keys first.
   std::sort(items.begin(), items.begin() + num_items, [](const Item& a, const Item& b) {
@@ -196,35 +243,52 @@ void AttentionForward(const AttentionShape& shape, MatView<const float> q, std::
     return a.kv_head != b.kv_head ? a.kv_head < b.kv_head : a.row > b.row;
   });
   ctx.pool.ParallelFor(jobs, [&](int64_t j, int) {
-    const Job& job = key_jobs[static_cast<size_t>(j)];
+    const Job& job = block_jobs[static_cast<size_t>(j)];
     const AttentionSegment& s = segments[static_cast<size_t>(job.segment)];
-    const SharedKeys& to = shared[static_cast<size_t>(job.segment)];
+    const SharedBlocks& to = shared[static_cast<size_t>(job.segment)];
     const int64_t begin = job.block * kKeyBlock, keys_here = std::min(kKeyBlock, s.first_position + s.num_rows - begin);
     for (int64_t g = 0; g < G; ++g) {
-      TransposeBlock(s.k + begin * s.kv_stride + g * P, s.kv_stride, keys_here, P,
-                     keys.data() + to.offset + (g * to.blocks + job.block) * z.block, ctx.kernels);
+      const int64_t at = begin * s.kv_stride + g * P, block = to.first + g * to.count + job.block;
+      TransposeBlock(s.k + at, s.kv_stride, keys_here, P, keys.data() + block * z.keys, ctx.kernels);
+      SpreadBlock(s.v + at, s.kv_stride, keys_here, P, values.data() + block * z.values, ctx.kernels);
     }
   });
 
   const int64_t threads = ctx.pool.num_threads();
-  const auto scratch = ctx.arena.Alloc<Scratch>(threads);
-  for (Scratch& s : scratch) {
-    s.q = ctx.arena.Alloc<float>(kQueryRows * P);
+  const auto scratch = ctx.arena.Alloc<Scratch<Word>>(threads);
+  for (Scratch<Word>& s : scratch) {
+    s.q = ctx.arena.Alloc<Word>(kQueryRows * words);
     s.out = ctx.arena.Alloc<float>(kQueryRows * z.padded);
-    s.scores = ctx.arena.Alloc<float>(kMaxTileRows * kKeyBlock);
-    s.keys = ctx.arena.Alloc<float>(z.block);
-    s.value_tail = ctx.arena.Alloc<float>(kKeyBlock * kPanel);
-    s.max = ctx.arena.Alloc<float>(kQueryRows), s.sum = ctx.arena.Alloc<float>(kQueryRows);
+    s.scores = ctx.arena.Alloc<float>(kStages * kMaxTileRows * kKeyBlock);
+    s.p = ctx.arena.Alloc<uint32_t>(kPerWord<Word> == 2 ? kStages * kMaxTileRows * kKeyBlock / 2 : 0);
+    s.block = {ctx.arena.Alloc<Word>(z.keys).data(), kPerWord<Word> == 2 ? ctx.arena.Alloc<Word>(z.values).data() : nullptr};
+    s.value_tail = ctx.arena.Alloc<float>(kPerWord<Word> == 2 ? 0 : kKeyBlock * kPanel);
+    for (auto* x : {&s.max, &s.sum}) *x = ctx.arena.AllocZero<float>(kQueryRows + kMaxTileRows);
     s.position = ctx.arena.Alloc<int64_t>(kQueryRows);
-    s.rescale = ctx.arena.Alloc<float>(kMaxTileRows);
   }
   ctx.pool.ParallelFor(num_items, [&](int64_t i, int thread) {
     const Item& item = items[static_cast<size_t>(i)];
-    const SharedKeys& from = shared[static_cast<size_t>(item.segment)];
-    RunItem(shape, z, segments[static_cast<size_t>(item.segment)], item, q,
-            from.offset < 0 ? nullptr : keys.data() + from.offset + item.kv_head * from.blocks * z.block, out, log_sum_exp,
+    const SharedBlocks& from = shared[static_cast<size_t>(item.segment)];
+    const int64_t block = from.first + item.kv_head * from.count;
+    const Blocks<Word> blocks =
+        from.first < 0 ? Blocks<Word>{} : Blocks<Word>{keys.data() + block * z.keys, values.data() + block * z.values};
+    RunItem(shape, z, segments[static_cast<size_t>(item.segment)], item, q, blocks, out, log_sum_exp,
             scratch[static_cast<size_t>(thread)], ctx.kernels);
   });
+}
+
+}  // namespace
+
+void AttentionForward(const AttentionShape& shape, MatView<const float> q, std::span<const AttentionSegment> segments,
+                      MatView<float> out, MatView<float> log_sum_exp, ExecContext& ctx) {
+  CheckShape(shape, ctx);
+  const int64_t H = shape.num_heads, P = shape.head_width;
+  MOE_CHECK(q.cols == H * P && out.rows == q.rows && out.cols == q.cols, "q [{},{}] out [{},{}], expected [T,{}]", q.rows,
+            q.cols, out.rows, out.cols, H * P);
+  MOE_CHECK(log_sum_exp.empty() || (log_sum_exp.rows == q.rows && log_sum_exp.cols == H),
+            "log_sum_exp [{},{}], expected [{},{}]", log_sum_exp.rows, log_sum_exp.cols, q.rows, H);
+  if (shape.format == DType::kBf16) return Forward<uint32_t>(shape, q, segments, out, log_sum_exp, ctx);
+  Forward<float>(shape, q, segments, out, log_sum_exp, ctx);
 }
 
 }  // namespace moe

@@ -4,6 +4,7 @@
 #include <span>
 
 #include "moe/ops/exec_context.h"
+#include "moe/tensor/dtype.h"
 #include "moe/tensor/mat_view.h"
 
 namespace moe {
@@ -13,6 +14,9 @@ struct AttentionShape {
   int64_t num_kv_heads;  // G
   int64_t head_width;    // P
   float scale;           // of q.k, usually 1/sqrt(P)
+  // What products read, kF32 or kBf16. kBf16: scale*q, k, v and exp(score - max), in backward also d_out and d_s, are rounded;
+  // sums, softmax and results stay float32.
+  DType format = DType::kF32;
 };
 
 // Rows of one sequence that attend to its keys and values of positions 0 .. first_position + i.

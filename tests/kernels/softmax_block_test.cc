@@ -14,12 +14,20 @@ constexpr auto kWidth = static_cast<size_t>(kSoftmaxBlock);
 
 struct State {
   std::vector<float> x, max, sum, rescale;
+  std::vector<uint32_t> pairs;
+  bool moved;
 };
 
 // Row r sees valid[r] columns of each block in turn; the others hold NaN.
 State RunBlocks(const KernelTable& table, const std::vector<std::vector<int32_t>>& valid_of_blocks, size_t first, size_t rows,
-                const std::vector<float>& scores) {
-  State s{{}, std::vector<float>(rows, -INFINITY), std::vector<float>(rows, 0.0f), std::vector<float>(rows, NAN)};
+                const std::vector<float>& scores, bool rounded = false) {
+  State s{{},
+          std::vector<float>(kMaxTileRows, -INFINITY),
+          std::vector<float>(kMaxTileRows, 0.0f),
+          std::vector<float>(kMaxTileRows, NAN),
+          std::vector<uint32_t>(rows * kWidth / 2),
+          false};
+  for (size_t r = rows; r < s.max.size(); ++r) s.max[r] = -7, s.sum[r] = 11;  // other rows'
   const size_t all_rows = valid_of_blocks[0].size();
   for (size_t b = 0; b < valid_of_blocks.size(); ++b) {
     std::vector<int32_t> valid(valid_of_blocks[b].begin() + first, valid_of_blocks[b].begin() + first + rows);
@@ -28,8 +36,11 @@ State RunBlocks(const KernelTable& table, const std::vector<std::vector<int32_t>
       for (size_t c = 0; c < static_cast<size_t>(valid[r]); ++c)
         s.x[r * kWidth + c] = scores[(b * all_rows + first + r) * kWidth + c];
     }
-    table.softmax_block(static_cast<int64_t>(rows), valid.data(), s.x.data(), s.max.data(), s.sum.data(), s.rescale.data());
+    s.moved = table.softmax_block(static_cast<int64_t>(rows), valid.data(), s.x.data(), s.max.data(), s.sum.data(),
+                                  s.rescale.data(), rounded ? s.pairs.data() : nullptr);
   }
+  for (size_t r = rows; r < s.max.size(); ++r) EXPECT_TRUE(s.max[r] == -7 && s.sum[r] == 11) << r;
+  for (auto* v : {&s.max, &s.sum, &s.rescale}) v->resize(rows);
   return s;
 }
 
@@ -45,13 +56,18 @@ TEST(SoftmaxBlock, RunsOverBlocksAsOneSoftmax) {
     }
     valid[0][0] = 1;
     const State s = RunBlocks(*table, valid, 0, rows, scores);
+    bool moved = false;
     for (size_t r = 0; r < rows; ++r) {
       SCOPED_TRACE(fmt::format("{} row {}", table->name, r));
       double max = -INFINITY, before_last = -INFINITY, sum = 0;
       for (size_t b = 0; b < 3; ++b) {
-        for (size_t c = 0; c < static_cast<size_t>(valid[b][r]); ++c) max = std::fmax(max, scores[(b * rows + r) * kWidth + c]);
-        if (b == 1) before_last = max;
+        before_last = max;
+        double largest = -INFINITY;
+        for (size_t c = 0; c < static_cast<size_t>(valid[b][r]); ++c)
+          largest = std::fmax(largest, scores[(b * rows + r) * kWidth + c]);
+        if (largest > max + kSoftmaxSlack) max = largest;
       }
+      moved = moved || max != before_last;
       for (size_t b = 0; b < 3; ++b) {
         for (size_t c = 0; c < static_cast<size_t>(valid[b][r]); ++c)
           sum += std::exp(scores[(b * rows + r) * kWidth + c] - max);
@@ -72,6 +88,14 @@ TEST(SoftmaxBlock, RunsOverBlocksAsOneSoftmax) {
         EXPECT_EQ(s.rescale[r], 1.0f);
       }
     }
+    EXPECT_EQ(s.moved, moved);
+    // Rounded, they are the same exponentials; all else is as before.
+    const State pairs = RunBlocks(*table, valid, 0, rows, scores, true);
+    ExpectSameBits(pairs.max, s.max), ExpectSameBits(pairs.sum, s.sum), ExpectSameBits(pairs.rescale, s.rescale);
+    for (size_t i = 0; i < rows * kWidth; ++i) {
+      const auto got = static_cast<uint16_t>(pairs.pairs[i / 2] >> (i % 2 * 16));
+      EXPECT_EQ(got, ToBf16(s.x[i]).bits) << table->name << " " << i;
+    }
     // A row by itself gives the same bits.
     for (size_t r = 0; r < rows; ++r) {
       const State alone = RunBlocks(*table, valid, r, 1, scores);
@@ -82,13 +106,29 @@ TEST(SoftmaxBlock, RunsOverBlocksAsOneSoftmax) {
   }
 }
 
+TEST(SoftmaxBlock, TheMaximumMovesOnlyBeyondTheSlack) {
+  for (const KernelTable* table : SupportedKernelTables()) {
+    for (const float excess : {-3.0f, 0.0f, 7.9f, 8.1f, 60.0f}) {
+      SCOPED_TRACE(fmt::format("{} {}", table->name, excess));
+      std::vector<float> scores(2 * kWidth, 1.0f);
+      std::fill_n(scores.begin() + kWidth, kWidth, 1.0f + excess);
+      const State s = RunBlocks(*table, {{64}, {64}}, 0, 1, scores);
+      EXPECT_EQ(s.moved, excess > 8);
+      EXPECT_EQ(s.max[0], excess > 8 ? 1 + excess : 1.0f);
+      // the sum's roundings as above, those of max and excess
+      EXPECT_NEAR(s.max[0] + std::log(static_cast<double>(s.sum[0])),
+                  1 + std::log(64 + 64 * std::exp(static_cast<double>(excess))), (64 + 30 + 64 + 2 * 64) * kEpsF32);
+    }
+  }
+}
+
 TEST(SoftmaxBlock, ANanScoreShows) {
   for (const KernelTable* table : SupportedKernelTables()) {
     for (size_t at = 0; at < kWidth; at += 7) {
-      std::vector<float> x(kWidth, 1.0f), max = {-INFINITY}, sum = {0}, rescale = {0};
+      std::vector<float> x(kWidth, 1.0f), max(kMaxTileRows, -INFINITY), sum(kMaxTileRows), rescale(kMaxTileRows);
       x[at] = NAN;
       const int32_t valid = 64;
-      table->softmax_block(1, &valid, x.data(), max.data(), sum.data(), rescale.data());
+      table->softmax_block(1, &valid, x.data(), max.data(), sum.data(), rescale.data(), nullptr);
       EXPECT_TRUE(std::isnan(sum[0])) << table->name << " " << at;
     }
   }

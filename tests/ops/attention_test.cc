@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <string>
 #include <vector>
 
 #include "testing/matchers.h"
@@ -15,8 +17,10 @@ namespace {
 
 struct Shape {
   int64_t H, G, P;
-  AttentionShape op() const { return {H, G, P, Scale()}; }
+  DType format = DType::kF32;
+  AttentionShape op() const { return {H, G, P, Scale(), format}; }
   float Scale() const { return 1.0f / std::sqrt(static_cast<float>(P)); }
+  bool bf16() const { return format == DType::kBf16; }
 };
 
 // One sequence of C tokens: q [C,H*P], k, v [C,G*P].
@@ -30,6 +34,17 @@ struct Sequence {
     q = NormalFloats(C * s.H * s.P, rng), k = NormalFloats(C * s.G * s.P, rng), v = NormalFloats(C * s.G * s.P, rng);
     d_out = NormalFloats(C * s.H * s.P, rng);
   }
+  // Operands as products read them, scale included: the twin of bf16 products takes these, with scale 1.
+  Sequence AsRead() const {
+    Sequence s = *this;
+    if (!shape.bf16()) return s;
+    for (float& x : s.q) x *= shape.Scale();
+    for (auto* m : {&s.q, &s.k, &s.v, &s.d_out}) {
+      for (float& x : *m) x = ToFloat(ToBf16(x));
+    }
+    return s;
+  }
+  float TwinScale() const { return shape.bf16() ? 1.0f : shape.Scale(); }
   AttentionSegment segment(int64_t begin, int64_t rows) const {
     return {0, rows, begin, k.data(), v.data(), shape.G * shape.P};
   }
@@ -60,14 +75,18 @@ struct Sequence {
 };
 
 // First-order error bounds, from magnitudes in double. A score is off by e_s <= (P+3) u scale |q|.|k|; a probability by a
-// factor 1 + e_p, e_p = 2 max e_s plus the roundings of exp, of the sum over the keys, and of a rescaling per key block.
+// factor 1 + e_p, e_p = 2 max e_s plus the roundings of exp, of the sum over the keys, and of a rescaling per key block. With
+// bf16 products (of operands AsRead) each use of a probability or of d_s is off by one more rounding, b; so is out, and with it
+// delta, which takes d_out unrounded.
 struct Bounds {
   std::vector<double> out, log_sum_exp, d_q, d_k, d_v;
 
-  explicit Bounds(const Sequence& s) {
+  explicit Bounds(const Sequence& original) {
+    const Sequence s = original.AsRead();
     const int64_t H = s.shape.H, G = s.shape.G, P = s.shape.P;
     const int64_t C = s.C;
-    const double u = kEpsF32, scale = s.shape.Scale(), C_u = static_cast<double>(C + 16 + C / 8) * u;
+    const double u = kEpsF32, b = s.shape.bf16() ? kEpsBf16 : 0, scale = s.TwinScale(),
+                 C_u = static_cast<double>(C + 16 + C / 8) * u;
     const double P_u = static_cast<double>(P + 3) * u;
     out.resize(s.q.size()), d_q.resize(s.q.size()), d_k.resize(s.k.size()), d_v.resize(s.v.size());
     log_sum_exp.resize(static_cast<size_t>(C * H));
@@ -102,13 +121,14 @@ struct Bounds {
         for (int64_t j = 0; j <= i; ++j) {
           const double pj = p[static_cast<size_t>(j)];
           const double d_s = std::fabs(pj * (d_p[static_cast<size_t>(j)] - delta));
-          const double e_ds = pj * (P_u * abs_d_p[static_cast<size_t>(j)] + (P_u + e_p) * abs_delta) + d_s * (e_b + 4 * u);
+          const double e_ds =
+              pj * (P_u * abs_d_p[static_cast<size_t>(j)] + (P_u + e_p + 2 * b) * abs_delta) + d_s * (e_b + 4 * u);
           for (int64_t c = 0; c < P; ++c) {
             const auto qi = static_cast<size_t>((i * H + h) * P + c), kj = static_cast<size_t>((j * G + g) * P + c);
-            out[qi] += pj * std::fabs(s.v[kj]) * (e_p + C_u);
-            d_q[qi] += scale * std::fabs(s.k[kj]) * (e_ds + C_u * d_s);
-            d_k[kj] += scale * std::fabs(q[c]) * (e_ds + static_cast<double>(H / G) * C_u * d_s);
-            d_v[kj] += std::fabs(d_o[c]) * pj * (e_b + static_cast<double>(H / G) * C_u);
+            out[qi] += pj * std::fabs(s.v[kj]) * (e_p + C_u + b);
+            d_q[qi] += s.shape.Scale() * std::fabs(s.k[kj]) * (e_ds + (C_u + b) * d_s);
+            d_k[kj] += scale * std::fabs(q[c]) * (e_ds + (static_cast<double>(H / G) * C_u + b) * d_s);
+            d_v[kj] += std::fabs(d_o[c]) * pj * (e_b + static_cast<double>(H / G) * C_u + b);
           }
         }
       }
@@ -116,22 +136,28 @@ struct Bounds {
   }
 };
 
-const std::vector<Shape> kShapes = {{1, 1, 2}, {2, 2, 6}, {4, 2, 32}, {3, 1, 48}, {2, 1, 64}, {2, 2, 80}};
+std::vector<Shape> Shapes() {
+  std::vector<Shape> out;
+  for (const DType format : {DType::kF32, DType::kBf16}) {
+    for (const Shape& s : {Shape{1, 1, 2}, {2, 2, 6}, {4, 2, 32}, {3, 1, 48}, {2, 1, 64}, {2, 2, 80}})
+      out.push_back({s.H, s.G, s.P, format});
+  }
+  return out;
+}
 
 TEST(AttentionForward, MatchesTheTwin) {
-  for (const KernelTable* table : SupportedKernelTables()) {
-    TestContext t(2, table);
-    for (const Shape& shape : kShapes) {
-      for (const int64_t C : {1, 2, 31, 63, 64, 65, 130, 200}) {
-        SCOPED_TRACE(fmt::format("{} H {} G {} P {} C {}", table->name, shape.H, shape.G, shape.P, C));
-        const Sequence s(shape, C, 7);
+  for (const Shape& shape : Shapes()) {
+    for (const int64_t C : {1, 2, 63, 64, 65, 131}) {
+      const Sequence s(shape, C, 7), read = s.AsRead();
+      std::vector<double> want_lse;
+      const auto want = ReferenceAttention<double>({shape.H, shape.G, shape.P, s.TwinScale()}, Doubles(read.q), Doubles(read.k),
+                                                   Doubles(read.v), &want_lse);
+      const Bounds bounds(s);
+      for (const KernelTable* table : SupportedKernelTables()) {
+        SCOPED_TRACE(fmt::format("{} {} H {} G {} P {} C {}", table->name, Name(shape.format), shape.H, shape.G, shape.P, C));
+        TestContext t(2, table);
         std::vector<float> log_sum_exp;
-        const auto out = s.Forward(0, C, t.ctx, &log_sum_exp);
-        std::vector<double> want_lse;
-        const auto want = ReferenceAttention<double>({shape.H, shape.G, shape.P, shape.Scale()}, Doubles(s.q), Doubles(s.k),
-                                                     Doubles(s.v), &want_lse);
-        const Bounds bounds(s);
-        ExpectClose(out, want, bounds.out);
+        ExpectClose(s.Forward(0, C, t.ctx, &log_sum_exp), want, bounds.out);
         ExpectClose(log_sum_exp, want_lse, bounds.log_sum_exp);
       }
     }
@@ -139,22 +165,24 @@ TEST(AttentionForward, MatchesTheTwin) {
 }
 
 TEST(AttentionBackward, MatchesTheTwinsGradient) {
-  for (const Shape& shape : kShapes) {
+  for (const Shape& shape : Shapes()) {
     for (const int64_t C : {1, 2, 63, 64, 65, 140}) {
       if (C > 65 && shape.P > 48) continue;  // the tape would be large, and these lengths are covered by the other widths
       const Sequence s(shape, C, 11);
       const Bounds bounds(s);
+      const Sequence read = s.AsRead();
       Tape tape;
-      const auto q = tape.Inputs(s.q), k = tape.Inputs(s.k), v = tape.Inputs(s.v);
-      const auto out = ReferenceAttention<Var>({shape.H, shape.G, shape.P, shape.Scale()}, q, k, v);
+      const auto q = tape.Inputs(read.q), k = tape.Inputs(read.k), v = tape.Inputs(read.v);
+      const auto out = ReferenceAttention<Var>({shape.H, shape.G, shape.P, s.TwinScale()}, q, k, v);
       Var loss(0.0);
-      for (size_t i = 0; i < out.size(); ++i) loss += out[i] * Var(s.d_out[i]);
+      for (size_t i = 0; i < out.size(); ++i) loss += out[i] * Var(read.d_out[i]);
       std::vector<Var> all(q);
       all.insert(all.end(), k.begin(), k.end()), all.insert(all.end(), v.begin(), v.end());
-      const std::vector<double> d = tape.Gradient(loss, all);
+      std::vector<double> d = tape.Gradient(loss, all);
       const auto nq = static_cast<int64_t>(q.size()), nk = static_cast<int64_t>(k.size());
+      if (shape.bf16()) std::for_each(d.begin(), d.begin() + nq, [&](double& x) { x *= shape.Scale(); });
       for (const KernelTable* table : SupportedKernelTables()) {
-        SCOPED_TRACE(fmt::format("{} H {} G {} P {} C {}", table->name, shape.H, shape.G, shape.P, C));
+        SCOPED_TRACE(fmt::format("{} {} H {} G {} P {} C {}", table->name, Name(shape.format), shape.H, shape.G, shape.P, C));
         TestContext t(2, table);
         const auto got = s.Backward(t.ctx);
         ExpectClose(got.q, std::vector<double>(d.begin(), d.begin() + nq), bounds.d_q);
@@ -169,7 +197,7 @@ TEST(AttentionBackward, MatchesTheTwinsGradient) {
 TEST(AttentionForward, DecodeAndPrefillAgreeBitForBit) {
   for (const KernelTable* table : SupportedKernelTables()) {
     TestContext t(2, table);
-    for (const Shape& shape : kShapes) {
+    for (const Shape& shape : Shapes()) {
       const int64_t C = 200, width = shape.H * shape.P;
       const Sequence s(shape, C, 13);
       const auto whole = s.Forward(0, C, t.ctx);
@@ -186,7 +214,7 @@ TEST(AttentionForward, DecodeAndPrefillAgreeBitForBit) {
                                                                                 {60, 10},
                                                                                 {33, 131},
                                                                                 {100, 100}}) {
-        SCOPED_TRACE(fmt::format("{} H {} P {} rows {}+{}", table->name, shape.H, shape.P, begin, rows));
+        SCOPED_TRACE(fmt::format("{} {} H {} P {} rows {}+{}", table->name, Name(shape.format), shape.H, shape.P, begin, rows));
         ExpectSameBits(s.Forward(begin, rows, t.ctx),
                        std::span(whole).subspan(static_cast<size_t>(begin * width), static_cast<size_t>(rows * width)));
       }
@@ -195,8 +223,12 @@ TEST(AttentionForward, DecodeAndPrefillAgreeBitForBit) {
 }
 
 // Many segments in one step, over keys whose rows past the last valid one are NaN, as a cache that was never written is.
-TEST(AttentionForward, SegmentsDoNotSeeEachOtherNorUnwrittenKeys) {
-  const Shape shape{4, 2, 24};
+class AttentionSegments : public testing::TestWithParam<DType> {};
+INSTANTIATE_TEST_SUITE_P(Formats, AttentionSegments, testing::Values(DType::kF32, DType::kBf16),
+                         [](const auto& format) { return std::string(Name(format.param)); });
+
+TEST_P(AttentionSegments, DoNotSeeEachOtherNorUnwrittenKeys) {
+  const Shape shape{4, 2, 24, GetParam()};
   const int64_t wide = shape.H * shape.P, narrow = shape.G * shape.P, stride = narrow + 5;
   struct Part {
     int64_t begin, rows;
@@ -235,8 +267,8 @@ TEST(AttentionForward, SegmentsDoNotSeeEachOtherNorUnwrittenKeys) {
   for (int64_t c = 0; c < wide; ++c) EXPECT_TRUE(std::isnan(out.view()(0, c)) && std::isnan(out.view()(1, c)));
 }
 
-TEST(AttentionBackward, SegmentsAreIndependentAndThreadsDoNotMatter) {
-  const Shape shape{4, 2, 10};
+TEST_P(AttentionSegments, AreIndependentBackwardAndThreadsDoNotMatter) {
+  const Shape shape{4, 2, 10, GetParam()};
   const int64_t wide = shape.H * shape.P, narrow = shape.G * shape.P;
   const std::vector<int64_t> lengths = {1, 70, 0, 33, 129};
   const int64_t T = 233;
@@ -280,9 +312,11 @@ TEST(AttentionBackward, SegmentsAreIndependentAndThreadsDoNotMatter) {
 
 TEST(AttentionForward, HugeScoresDoNotOverflow) {
   TestContext t;
-  Sequence s({1, 1, 4}, 70, 3);
-  for (float& x : s.q) x *= 1e4f;
-  for (const float x : s.Forward(0, 70, t.ctx)) EXPECT_TRUE(std::isfinite(x));
+  for (const DType format : {DType::kF32, DType::kBf16}) {
+    Sequence s({1, 1, 4, format}, 200, 3);
+    for (float& x : s.q) x *= 1e4f;
+    for (const float x : s.Forward(0, 200, t.ctx)) EXPECT_TRUE(std::isfinite(x));
+  }
 }
 
 TEST(Attention, MisuseIsCaught) {
@@ -297,16 +331,17 @@ TEST(Attention, MisuseIsCaught) {
   EXPECT_NO_THROW(run({2, 1, 4, 1}, 8, good));
   EXPECT_THROW(run({3, 2, 2, 1}, 6, good), CheckError);  // heads do not divide
   EXPECT_THROW(run({2, 0, 4, 1}, 8, good), CheckError);
-  EXPECT_THROW(run({8, 1, 1, 1}, 8, good), CheckError);                          // odd head width
+  EXPECT_THROW(run({8, 1, 1, 1}, 8, good), CheckError);  // odd head width
+  EXPECT_THROW(run({2, 1, 4, 1, DType::kF16}, 8, good), CheckError);
   EXPECT_THROW(run({2, 1, 2, 1}, 8, good), CheckError);                          // widths do not fit
   EXPECT_THROW(run({2, 1, 4, 1}, 8, {0, 4, 0, good.k, good.v, 4}), CheckError);  // more rows than q has
   EXPECT_THROW(run({2, 1, 4, 1}, 8, {0, 3, 0, nullptr, good.v, 4}), CheckError);
   EXPECT_THROW(run({2, 1, 4, 1}, 8, {0, 3, 0, good.k, good.v, 3}), CheckError);
 }
 
-TEST(Attention, TakesNoMemoryAfterWarmUp) {
+TEST_P(AttentionSegments, TakeNoMemoryAfterWarmUp) {
   TestContext t(2);
-  const Sequence s({2, 1, 32}, 200, 3);
+  const Sequence s({2, 1, 32, GetParam()}, 200, 3);
   s.Backward(t.ctx);
   t.arena.Reset();
   s.Backward(t.ctx);

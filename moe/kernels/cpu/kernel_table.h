@@ -17,6 +17,10 @@ namespace moe {
 
 inline constexpr int64_t kSoftmaxBlock = 64;  // columns of softmax_block: keys of attention are taken in blocks of it
 
+// A running maximum that moves with every small excess would have all sums so far multiplied again and again; exponentials up
+// to e^8 are as good as those up to 1.
+inline constexpr float kSoftmaxSlack = 8.0f;
+
 struct AdamwStep {
   float lr, beta1, beta2, epsilon, weight_decay;
   float correction1, correction2;  // 1 - beta^t
@@ -83,9 +87,12 @@ struct KernelTable {
   // out = exp(x - shift); returns the sum. Below exp's range the result is exactly 0. May run in place.
   float (*exp_sum)(const float* x, float shift, int64_t n, float* out);
   // One block of a running softmax, rows <= max_rows. Columns >= valid[r] of x [rows][64] count as -inf and are not looked at.
-  // max[r] grows to the largest value so far; x = exp(x - max[r]); rescale[r] = exp(old max - new max);
-  // sum[r] = sum[r] * rescale[r] + the block's. max starts at -inf, sum at 0.
-  void (*softmax_block)(int64_t rows, const int32_t* valid, float* x, float* max, float* sum, float* rescale);
+  // max[r] becomes the block's largest value if that exceeds it by more than kSoftmaxSlack; x = exp(x - max[r]); rescale[r] =
+  // exp(old max - new max); sum[r] = sum[r] * rescale[r] + the block's. max starts at -inf, sum at 0. Returns whether some max
+  // changed. Unless pairs is null, the exponentials go there, rounded, [rows][32] pairs of bf16, and not to x; the sum is that
+  // of the unrounded. max, sum and rescale are read and written as kMaxTileRows elements; those beyond the rows keep their
+  // value (rescale: nonsense).
+  bool (*softmax_block)(int64_t rows, const int32_t* valid, float* x, float* max, float* sum, float* rescale, uint32_t* pairs);
   // p [rows][64]: scores on entry, exp(p - log_sum_exp[r]) on return. d: d_p on entry, p * (d_p - delta[r]) on return. Columns
   // >= valid[r] become 0 in both, whatever they held.
   void (*softmax_block_backward)(int64_t rows, const int32_t* valid, const float* log_sum_exp, const float* delta, float* p,

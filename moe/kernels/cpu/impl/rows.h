@@ -64,42 +64,88 @@ MOE_INLINE VecF LoadScores(const float* row, int64_t i, int32_t valid) {
   return inside ? Load(row + i * kLanes) : Broadcast(-__builtin_inff());
 }
 
+// Two vectors as bf16, in order.
+MOE_INLINE VecI RoundTwo(VecF first, VecF second) {
+#ifdef __AVX512BF16__
+  return reinterpret_cast<VecI>(_mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(second), reinterpret_cast<__m512>(first)));
+#else
+  return reinterpret_cast<VecI>(UpperHalves(RoundToUpperBf16(first), RoundToUpperBf16(second)));
+#endif
+}
+
+// Lane r of the result: row[r] folded over its lanes, in FoldLanes' order. A tree of shuffles for all rows at once.
+template <class Op>
+MOE_INLINE VecF FoldRows(const VecF (&rows)[kLanes], Op op) {
+  VecF row[kLanes / 2];
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < kLanes / 2; ++i)
+    row[i] = op(InterleaveLow(rows[i], rows[i + kLanes / 2]), InterleaveHigh(rows[i], rows[i + kLanes / 2]));
+#pragma GCC unroll 4
+  for (int64_t half = kLanes / 4; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < half; ++i) row[i] = op(InterleaveLow(row[i], row[i + half]), InterleaveHigh(row[i], row[i + half]));
+  }
+  return row[0];
+}
+
 // Maxima of all rows first, then all exponentials: rows are independent, and none waits for its own maximum.
-template <bool kWhole>
-MOE_INLINE void SoftmaxRows(int64_t rows, const int32_t* valid, float* x, float* max, float* sum, float* rescale) {
-  static_assert(kMaxRows <= kLanes);
-  float old_max[kLanes] = {}, new_max[kLanes] = {}, factor[kLanes];
+template <bool kWhole, bool kPairs>
+MOE_INLINE bool SoftmaxRows(int64_t rows, const int32_t* valid, float* x, float* max, float* sum, float* rescale,
+                            uint32_t* pairs) {
+  static_assert(kMaxRows <= kLanes && kLanes <= kMaxTileRows);
+  VecF fold[kLanes];
+  for (int64_t r = rows; r < kLanes; ++r) fold[r] = VecF{};
   for (int64_t r = 0; r < rows; ++r) {
     const float* row = x + r * kSoftmaxBlock;
     VecF m = LoadScores<kWhole>(row, 0, valid[r]);
 #pragma GCC unroll 16
     for (int64_t i = 1; i < kBlockVectors; ++i) m = Max(LoadScores<kWhole>(row, i, valid[r]), m);
-    new_max[r] = MaxLanes(m);
-    old_max[r] = max[r];
+    fold[r] = m;
   }
-  const VecF before = Load(old_max), after = Max(Load(new_max), before);
-  Store(new_max, after);
-  Store(factor, ExpNoOverflow(before - after));
+  const VecF largest = FoldRows(
+      fold, [](VecF a, VecF b) __attribute__((always_inline)) { return Max(a, b); });
+  const VecF before = Load(max), after = largest > before + kSoftmaxSlack ? largest : before;
+  const VecI there = LaneIndex(0) < static_cast<int32_t>(rows);
+  const VecF factor = ExpNoOverflow(before - after);
+  float shift[kLanes];
+  Store(shift, after);
   for (int64_t r = 0; r < rows; ++r) {
     float* row = x + r * kSoftmaxBlock;
     VecF acc[2] = {};
 #pragma GCC unroll 16
-    for (int64_t i = 0; i < kBlockVectors; ++i) {
-      const VecF e = ExpNoOverflow(LoadScores<kWhole>(row, i, valid[r]) - new_max[r]);
-      Store(row + i * kLanes, e);
-      acc[i % 2] += e;
+    for (int64_t i = 0; i < kBlockVectors; i += 2) {
+      const VecF even = ExpNoOverflow(LoadScores<kWhole>(row, i, valid[r]) - shift[r]);
+      const VecF odd = ExpNoOverflow(LoadScores<kWhole>(row, i + 1, valid[r]) - shift[r]);
+      acc[0] += even, acc[1] += odd;
+      if constexpr (kPairs) {
+        const VecI two = RoundTwo(even, odd);
+        __builtin_memcpy(pairs + (r * kBlockVectors + i) * kLanes / 2, &two, sizeof(two));
+      } else {
+        Store(row + i * kLanes, even);
+        Store(row + (i + 1) * kLanes, odd);
+      }
     }
-    max[r] = new_max[r];
-    rescale[r] = factor[r];
-    sum[r] = sum[r] * factor[r] + SumLanes(acc[0] + acc[1]);
+    fold[r] = acc[0] + acc[1];
   }
+  const VecF sums = FoldRows(
+      fold, [](VecF a, VecF b) __attribute__((always_inline)) { return a + b; });
+  const VecF old_sum = Load(sum);
+  Store(sum, there ? old_sum * factor + sums : old_sum);
+  Store(max, there ? after : before);
+  Store(rescale, factor);
+  const VecI grown = there & (after > before);
+  return AnyLane(grown);
 }
 
-void SoftmaxBlock(int64_t rows, const int32_t* valid, float* x, float* max, float* sum, float* rescale) {
+bool SoftmaxBlock(int64_t rows, const int32_t* valid, float* x, float* max, float* sum, float* rescale, uint32_t* pairs) {
   bool whole = true;
   for (int64_t r = 0; r < rows; ++r) whole = whole && valid[r] >= kSoftmaxBlock;
-  if (whole) return SoftmaxRows<true>(rows, valid, x, max, sum, rescale);
-  SoftmaxRows<false>(rows, valid, x, max, sum, rescale);
+  if (pairs != nullptr) {
+    if (whole) return SoftmaxRows<true, true>(rows, valid, x, max, sum, rescale, pairs);
+    return SoftmaxRows<false, true>(rows, valid, x, max, sum, rescale, pairs);
+  }
+  if (whole) return SoftmaxRows<true, false>(rows, valid, x, max, sum, rescale, nullptr);
+  return SoftmaxRows<false, false>(rows, valid, x, max, sum, rescale, nullptr);
 }
 
 void SoftmaxBlockBackward(int64_t rows, const int32_t* valid, const float* log_sum_exp, const float* delta, float* p,

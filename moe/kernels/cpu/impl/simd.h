@@ -85,24 +85,30 @@ MOE_INLINE VecI LaneIndex(int32_t start) {
 #endif
 }
 
+// Whether some lane of a comparison's result is true.
+MOE_INLINE bool AnyLane(VecI mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(mask), reinterpret_cast<__m512i>(mask)) != 0;
+#elif defined(__AVX__)
+  return !_mm256_testz_si256(reinterpret_cast<__m256i>(mask), reinterpret_cast<__m256i>(mask));
+#else
+  int32_t any = 0;
+  for (int64_t i = 0; i < kLanes; ++i) any |= mask[i];
+  return any != 0;
+#endif
+}
+
 // Adds or takes the maximum over lanes in a fixed tree order: lane i with lane i + half, until one is left.
 typedef float Vec4F __attribute__((vector_size(16)));
 typedef float Vec8F __attribute__((vector_size(32)));
-struct Halves16 {
-  Vec8F low, high;
-};
-struct Halves8 {
-  Vec4F low, high;
-};
 template <class Op>
 MOE_INLINE float FoldLanes(VecF v, Op op) {
 #if MOE_VECTOR_BYTES == 64
-  const Halves16 h16 = __builtin_bit_cast(Halves16, v);
-  const Halves8 h8 = __builtin_bit_cast(Halves8, op(h16.low, h16.high));
-  const Vec4F x = op(h8.low, h8.high);
+  const Vec8F eight =
+      op(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7), __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+  const Vec4F x = op(__builtin_shufflevector(eight, eight, 0, 1, 2, 3), __builtin_shufflevector(eight, eight, 4, 5, 6, 7));
 #elif MOE_VECTOR_BYTES == 32
-  const Halves8 h8 = __builtin_bit_cast(Halves8, v);
-  const Vec4F x = op(h8.low, h8.high);
+  const Vec4F x = op(__builtin_shufflevector(v, v, 0, 1, 2, 3), __builtin_shufflevector(v, v, 4, 5, 6, 7));
 #else
   const Vec4F x = v;
 #endif
