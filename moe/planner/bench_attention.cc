@@ -12,8 +12,12 @@ namespace {
 constexpr int64_t kSequences = 8;  // of a decode
 constexpr int64_t kGemm = 1024;    // rows and columns of the product beside it
 
-AttentionShape ShapeOf(const AttentionBenchShape& s) {
-  return {.num_heads = s.H, .num_kv_heads = s.G, .head_width = s.P, .scale = 1 / std::sqrt(static_cast<float>(s.P))};
+AttentionShape ShapeOf(const AttentionBenchShape& s, DType format) {
+  return {.num_heads = s.H,
+          .num_kv_heads = s.G,
+          .head_width = s.P,
+          .scale = 1 / std::sqrt(static_cast<float>(s.P)),
+          .format = format};
 }
 
 std::string NameOf(const AttentionBenchShape& s, DType format, const char* what) {
@@ -46,10 +50,10 @@ struct Prefill {
   }
 };
 
-std::shared_ptr<Prefill> MakePrefill(const AttentionBenchShape& s, bool backward, ExecContext& ctx) {
+std::shared_ptr<Prefill> MakePrefill(const AttentionBenchShape& s, DType format, bool backward, ExecContext& ctx) {
   const auto p = std::make_shared<Prefill>();
   BenchOperands& o = p->operands;
-  p->shape = ShapeOf(s);
+  p->shape = ShapeOf(s, format);
   p->q = o.Matrix(s.C, s.H * s.P, ctx), p->k = o.Matrix(s.C, s.G * s.P, ctx), p->v = o.Matrix(s.C, s.G * s.P, ctx);
   p->out = o.Zeros(s.C, s.H * s.P);
   p->segment = {.row_begin = 0, .num_rows = s.C, .first_position = 0, .k = p->k.data, .v = p->v.data, .kv_stride = p->k.stride};
@@ -68,7 +72,7 @@ BenchCase PrefillCase(const AttentionBenchShape& s, DType format, bool backward)
           .reference = {.name = "GEMM", .work = GemmFlop(kGemm, kGemm, kGemm)},
           .memory_bytes = 4 * s.C * s.P * (s.H + s.G) * 8,
           .prepare = [=](ExecContext& ctx) {
-            const auto p = MakePrefill(s, backward, ctx);
+            const auto p = MakePrefill(s, format, backward, ctx);
             return BenchRun{.run = [=, &ctx] { backward ? p->Backward(ctx) : p->Forward(ctx); },
                             .reference = GemmRun(format, ctx)};
           }};
@@ -83,9 +87,9 @@ struct Decode {
   size_t next = 0;
 };
 
-BenchRun DecodeRun(const AttentionBenchShape& s, int64_t sets, ExecContext& ctx) {
+BenchRun DecodeRun(const AttentionBenchShape& s, DType format, int64_t sets, ExecContext& ctx) {
   const auto d = std::make_shared<Decode>();
-  d->shape = ShapeOf(s);
+  d->shape = ShapeOf(s, format);
   d->q = d->operands.Matrix(kSequences, s.H * s.P, ctx), d->out = d->operands.Zeros(kSequences, s.H * s.P);
   for (int64_t i = 0; i < sets; ++i) {
     std::vector<AttentionSegment>& set = d->sets.emplace_back();
@@ -105,7 +109,7 @@ BenchCase DecodeCase(const AttentionBenchShape& s, DType format) {
           .bounds = {{Ceiling::kReadChunks, static_cast<double>(bytes)},
                      {Ceiling::kPeakF32, 4.0 * static_cast<double>(kSequences * s.C * s.H * s.P)}},
           .memory_bytes = sets * bytes,
-          .prepare = [=](ExecContext& ctx) { return DecodeRun(s, sets, ctx); }};
+          .prepare = [=](ExecContext& ctx) { return DecodeRun(s, format, sets, ctx); }};
 }
 
 }  // namespace
