@@ -148,6 +148,8 @@ void RunItem(const GemmProblem& p, const WorkItem& item, int64_t tiles, const st
 void CheckProblem(const GemmProblem& p) {
   MOE_CHECK(p.weight != nullptr && !p.weight->empty(), "a product without a weight");
   const PackedWeight& w = *p.weight;
+  MOE_CHECK(w.N >= 0 && w.K >= 0, "a weight [{},{}]", w.N, w.K);
+  CheckExtents(p.a, "a"), CheckExtents(p.c, "c"), CheckExtents(p.pre_activation, "pre_activation");
   MOE_CHECK(p.a.cols == w.K, "a has {} columns, the weight {} inputs", p.a.cols, w.K);
   const int64_t M = p.c.rows;
   CheckRows(p.a, p.a_rows, M);
@@ -219,6 +221,9 @@ PackedWeight Pack(MatView<const float> w, DType format, PackSide side, std::span
       .format = format, .N = forward ? w.rows : w.cols, .K = forward ? w.cols : w.rows, .data = bytes.data()};
   MOE_CHECK(static_cast<int64_t>(bytes.size()) == packed.bytes(), "{} bytes to pack into, expected {}", bytes.size(),
             packed.bytes());
+  CheckExtents(w, "w");
+  MOE_CHECK(reinterpret_cast<uintptr_t>(bytes.data()) % kAlignment == 0, "bytes to pack into at {}, expected a multiple of {}",
+            static_cast<const void*>(bytes.data()), kAlignment);
   const int64_t n_stride = forward ? w.stride : 1, k_stride = forward ? 1 : w.stride;
   ctx.pool.ParallelFor(packed.num_panels(), [&](int64_t panel, int) {
     const float* from = w.data + panel * kPanel * n_stride;

@@ -24,6 +24,8 @@ int64_t PackedParameter::StorageBytes(bool with_transposed) const {
 void PackedParameter::UseStorage(std::span<std::byte> bytes, bool with_transposed) {
   MOE_CHECK(static_cast<int64_t>(bytes.size()) == StorageBytes(with_transposed), "{} bytes, expected {}", bytes.size(),
             StorageBytes(with_transposed));
+  MOE_CHECK(reinterpret_cast<uintptr_t>(bytes.data()) % kAlignment == 0, "{}: storage at {}, expected a multiple of {}",
+            parameter_->name, static_cast<const void*>(bytes.data()), kAlignment);
   if (bytes.data() != owned_.get()) owned_.reset();
   storage_ = bytes;
   forward_.clear();

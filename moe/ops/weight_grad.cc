@@ -54,6 +54,7 @@ void LayOut(const ConstAnyMat& matrix, std::span<const int32_t> chosen, const We
 }
 
 void CheckProblem(const WeightGradProblem& p) {
+  CheckExtents(p.d_y, "d_y"), CheckExtents(p.x, "x"), CheckExtents(p.d_w, "d_w");
   CheckRows(p.x, p.x_rows, p.d_y.rows);
   MOE_CHECK(p.format == DType::kF32 || p.format == DType::kBf16, "no product of {}", Name(p.format));
   MOE_CHECK(p.d_w.rows == p.d_y.cols && p.d_w.cols == p.x.cols, "d_w [{},{}], expected [{},{}]", p.d_w.rows, p.d_w.cols,

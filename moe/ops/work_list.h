@@ -48,13 +48,15 @@ void SplitItem(const WorkItem& item, int64_t tile_rows, int64_t least, Largest&&
 // but each takes only a part of what is left: the last ones are small, so that no thread ends long after the others.
 template <class Shape>
 std::span<WorkItem> MakeWorkList(int64_t num_problems, Shape&& shape, ExecContext& ctx) {
-  constexpr int64_t kPartOfRest = 1, kSmallest = 64;  // items of each thread, if all were like the first, and like the last
+  // No item has more than a thread's share of the work not yet in the list. Items of less than 1/kSmallest of a thread's share
+  // of all the work are not split further.
+  constexpr int64_t kSmallest = 64;
   int64_t all = 0;
   for (int64_t i = 0; i < num_problems; ++i) all += shape(i).work();
   const int64_t threads = ctx.pool.num_threads(), smallest = all / (kSmallest * threads);
   const auto for_each = [&](auto&& add) {
     int64_t rest = all;
-    const auto largest = [&] { return std::max(smallest, rest / (kPartOfRest * threads)); };
+    const auto largest = [&] { return std::max(smallest, rest / threads); };
     for (int64_t i = 0; i < num_problems; ++i) {
       const WorkShape s = shape(i);
       if (s.work() == 0) continue;
@@ -89,6 +91,11 @@ std::span<WorkItem> MakeWorkList(int64_t num_problems, Shape&& shape, ExecContex
 inline void AskFor(const void* from, int64_t bytes) {
   constexpr int64_t kLine = 64;
   for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(static_cast<const std::byte*>(from) + at, 0, 2);
+}
+
+// At the door of an op: views are made without a check in release builds. `name` is what the message calls the matrix.
+inline void CheckExtents(const ConstAnyMat& m, const char* name) {
+  MOE_CHECK(m.rows >= 0 && m.cols >= 0 && m.stride >= m.cols, "{} [{},{}] with rows {} apart", name, m.rows, m.cols, m.stride);
 }
 
 // M rows of `source`: all of them in order, or chosen ones. When M is 0, nothing is looked at: an expert without tokens has an

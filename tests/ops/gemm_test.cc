@@ -3,11 +3,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <deque>
 #include <numeric>
 #include <vector>
 
+#include "moe/ops/chunks.h"
 #include "testing/matchers.h"
 #include "testing/random.h"
 #include "testing/reference/gemm.h"
@@ -113,6 +115,92 @@ TEST(GroupedGemm, MatchesTheTwinForEveryShapeFormatAndEpilogue) {
             Product p(shape, {.format = format, .epilogue = epilogue, .gather = gather, .keep_pre = keep_pre}, rng, t.ctx);
             Gemm(p.problem(), t.ctx);
             p.Expect();
+          }
+        }
+      }
+    }
+  }
+}
+
+// `table`, but counts the tiles that read interleaved rows. One at a time, as kernels know of no context.
+class CountsOuterTiles {
+ public:
+  explicit CountsOuterTiles(const KernelTable& table) : table_(table) {
+    count = 0, f32 = table.outer_f32, bf16 = table.outer_bf16;
+    table_.outer_f32 = [](auto... args) { ++count, f32(args...); };
+    table_.outer_bf16 = [](auto... args) { ++count, bf16(args...); };
+  }
+  const KernelTable* table() const { return &table_; }
+  int64_t tiles() const { return count; }
+
+ private:
+  static inline std::atomic<int64_t> count;
+  static inline decltype(KernelTable::outer_f32) f32;
+  static inline decltype(KernelTable::outer_bf16) bf16;
+  KernelTable table_;
+};
+
+// One thread: nobody halves the items, and all of them have rows enough and panels enough to be interleaved.
+TEST(GroupedGemm, InterleavedItemsMatchTheTwin) {
+  for (const KernelTable* supported : SupportedKernelTables()) {
+    const CountsOuterTiles counts(*supported);
+    TestContext t(1, counts.table());
+    Rng rng(12);
+    for (const GemmShape& shape : {GemmShape{40, 160, 64}, {300, 320, 31}}) {
+      for (const DType format : kFormats) {
+        for (const Epilogue epilogue : {Epilogue::kStore, Epilogue::kAccumulate, Epilogue::kSwiglu}) {
+          const bool gather = epilogue == Epilogue::kAccumulate;
+          SCOPED_TRACE(fmt::format("{} [{},{},{}] {} epilogue {}", supported->name, shape.M, shape.N, shape.K, Name(format),
+                                   static_cast<int>(epilogue)));
+          const int64_t before = counts.tiles();
+          const bool keep_pre = epilogue == Epilogue::kSwiglu;
+          Product p(shape, {.format = format, .epilogue = epilogue, .gather = gather, .keep_pre = keep_pre}, rng, t.ctx);
+          Gemm(p.problem(), t.ctx);
+          EXPECT_EQ(counts.tiles() - before, CeilDiv(shape.M, supported->max_rows) * p.packed.num_panels());
+          p.Expect();
+        }
+      }
+    }
+  }
+}
+
+// A prompt of 256 rows is interleaved, a row by itself is not: the same bits.
+TEST(GroupedGemm, InterleavedItemsGiveTheBitsOfEveryRowAlone) {
+  for (const KernelTable* supported : SupportedKernelTables()) {
+    const CountsOuterTiles counts(*supported);
+    TestContext t(1, counts.table());
+    Rng rng(13);
+    for (const DType format : kFormats) {
+      for (const Epilogue epilogue : {Epilogue::kStore, Epilogue::kAccumulate, Epilogue::kSwiglu}) {
+        for (const int64_t N : {160, 150}) {
+          if (epilogue == Epilogue::kSwiglu && N % kPanel != 0) continue;
+          for (const bool gather : {false, true}) {
+            SCOPED_TRACE(fmt::format("{} {} epilogue {} N {} gather {}", supported->name, Name(format),
+                                     static_cast<int>(epilogue), N, gather));
+            const bool keep_pre = epilogue == Epilogue::kSwiglu;
+            Product p({256, N, 77}, {.format = format, .epilogue = epilogue, .gather = gather, .keep_pre = keep_pre}, rng,
+                      t.ctx);
+            const int64_t before = counts.tiles();
+            Gemm(p.problem(), t.ctx);
+            const int64_t after = counts.tiles();
+            EXPECT_EQ(after - before, CeilDiv(p.M, supported->max_rows) * p.packed.num_panels());
+            const auto want = p.c.dense(), want_pre = p.pre.dense();
+            p.Refill();
+            const GemmProblem whole = p.problem();
+            for (int64_t row = 0; row < p.M; ++row) {
+              GemmProblem alone = whole;
+              if (gather) {
+                alone.a_rows = whole.a_rows.subspan(static_cast<size_t>(row), 1);
+              } else {
+                alone.a = whole.a.Rows(row, 1);
+              }
+              alone.c = whole.c.Rows(row, 1);
+              if (keep_pre) alone.pre_activation = whole.pre_activation.Rows(row, 1);
+              Gemm(alone, t.ctx);
+            }
+            EXPECT_EQ(counts.tiles(), after);
+            ExpectSameBits(p.c.dense(), want);
+            ExpectSameBits(p.pre.dense(), want_pre);
           }
         }
       }
@@ -235,6 +323,30 @@ TEST(GroupedGemm, MisuseIsCaught) {
   expect_caught([&](GemmProblem& g) { g.epilogue = Epilogue::kSwiglu, g.c = half.view(), g.pre_activation = narrow.view(); });
   expect_caught([&](GemmProblem& g) { g.a.dtype = DType::kBf16; });  // the weight is float32
   expect_caught([&](GemmProblem& g) { g.epilogue = Epilogue::kAccumulate, g.c.dtype = DType::kBf16; });
+  // Views that no check has seen: negative extents, rows that overlap.
+  expect_caught([&](GemmProblem& g) { g.a.rows = g.c.rows = -1; });
+  expect_caught([&](GemmProblem& g) { g.a.stride = 7; });
+  expect_caught([&](GemmProblem& g) { g.c.stride = 63; });
+  expect_caught([&](GemmProblem& g) { g.a.stride = -8; });
+  const auto expect_caught_with = [&](auto change) {  // another weight, and matrices that fit it
+    PackedWeight weight = p.packed;
+    change(weight);
+    expect_caught([&](GemmProblem& g) {
+      g.weight = &weight, g.a.cols = weight.K, g.a.stride = std::max(g.a.stride, weight.K);
+      g.c.cols = weight.N;
+    });
+  };
+  expect_caught_with([](PackedWeight& w) { w.N = -32; });
+  expect_caught_with([](PackedWeight& w) { w.K = -2; });
+  FencedMatrix pre(4, 64);
+  const auto swiglu = [&](int64_t stride) {
+    GemmProblem g = good;
+    g.epilogue = Epilogue::kSwiglu, g.c = half.view(), g.pre_activation = pre.view();
+    g.pre_activation.stride = stride;
+    Gemm(g, t.ctx);
+  };
+  EXPECT_NO_THROW(swiglu(64));
+  EXPECT_THROW(swiglu(63), CheckError);
 }
 
 // ---- weight gradients -------------------------------------------------------------------------------------------------------
@@ -319,6 +431,47 @@ TEST(GroupedWeightGrad, IsTheSameForAnyThreadsAndNeighbours) {
   }
 }
 
+// So many tiles and panels that items are halved, and several chunks of the contraction.
+TEST(GroupedWeightGrad, IsTheSameHoweverItsItemsAreHalved) {
+  constexpr int64_t M = 600, N = 200, K = 600, kEvery = 5;  // the twin has every fifth row
+  for (const DType format : kFormats) {
+    Rng rng(14);
+    WeightGrad g({M, N, K}, format, false, rng);
+    const bool bf16 = format == DType::kBf16;
+    auto twin = Multiply(
+        N / kEvery, K, M, [&](int64_t n, int64_t m) { return AsInput(g.d_y.view()(m, kEvery * n + kEvery - 1), bf16); },
+        [&](int64_t k, int64_t m) { return AsInput(g.x.view()(m, k), bf16); });
+    std::vector<double> bounds;
+    for (size_t i = 0; i < twin.value.size(); ++i) {
+      const auto at = static_cast<int64_t>(i);
+      const double before = g.before[static_cast<size_t>((kEvery * (at / K) + kEvery - 1) * K + at % K)];
+      twin.value[i] += before;
+      bounds.push_back(DotTolerance(M + 2, twin.sum_abs[i] + std::fabs(before)).absolute);
+    }
+    for (const KernelTable* table : SupportedKernelTables()) {
+      std::vector<float> want;
+      for (const int threads : {1, 2, 3, 4}) {
+        SCOPED_TRACE(fmt::format("{} {} threads {}", table->name, Name(format), threads));
+        TestContext t(threads, table);
+        g.d_w.Fill(g.before);
+        GroupedWeightGrad({{g.problem()}}, t.ctx);
+        EXPECT_TRUE(g.d_w.Intact());
+        if (threads > 1) {
+          ExpectSameBits(g.d_w.dense(), want);
+          continue;
+        }
+        want = g.d_w.dense();
+        std::vector<float> rows;
+        for (int64_t n = kEvery - 1; n < N; n += kEvery) {
+          const auto row = g.d_w.view().row_span(n);
+          rows.insert(rows.end(), row.begin(), row.end());
+        }
+        ExpectClose(rows, twin.value, bounds);
+      }
+    }
+  }
+}
+
 TEST(GroupedWeightGrad, PowerOfTwoStrides) {
   TestContext t(2);
   Rng rng(9);
@@ -346,6 +499,12 @@ TEST(GroupedWeightGrad, MisuseIsCaught) {
   expect_caught([&](WeightGradProblem& p) { p.d_w = p.d_w.Cols(0, 4); });
   expect_caught([&](WeightGradProblem& p) { p.d_w = p.d_w.Rows(0, 2); });
   expect_caught([&](WeightGradProblem& p) { p.format = DType::kI32; });
+  expect_caught([&](WeightGradProblem& p) { p.d_y.rows = p.x.rows = -1; });
+  expect_caught([&](WeightGradProblem& p) { p.d_y.cols = p.d_w.rows = -3; });
+  expect_caught([&](WeightGradProblem& p) { p.x.cols = p.d_w.cols = -5; });
+  expect_caught([&](WeightGradProblem& p) { p.d_y.stride = 2; });
+  expect_caught([&](WeightGradProblem& p) { p.x.stride = 4; });
+  expect_caught([&](WeightGradProblem& p) { p.d_w.stride = 4; });
   ExpectSameBits(g.d_w.dense(), g.before);
 }
 
@@ -391,6 +550,17 @@ TEST(Pack, MisuseIsCaught) {
   const AlignedBytes bytes = AllocateAligned(4096);
   EXPECT_THROW(Pack(w.view(), DType::kF32, PackSide::kForward, {bytes.get(), 16}, t.ctx), CheckError);
   EXPECT_THROW(Pack(w.view(), DType::kF16, PackSide::kForward, {bytes.get(), 512}, t.ctx), CheckError);
+  const auto pack = [&](MatView<const float> m, size_t offset) {
+    Pack(m, DType::kF32, PackSide::kForward, {bytes.get() + offset, 512}, t.ctx);
+  };
+  EXPECT_NO_THROW(pack(w.view(), 0));
+  EXPECT_NO_THROW(pack(w.view(), kAlignment));
+  EXPECT_THROW(pack(w.view(), 4), CheckError);
+  EXPECT_THROW(pack(w.view(), kAlignment / 2), CheckError);
+  MatView<const float> overlaps = w.view(), negative = w.view();
+  overlaps.stride = 3, negative.rows = -1;
+  EXPECT_THROW(pack(overlaps, 0), CheckError);
+  EXPECT_THROW(Pack(negative, DType::kF32, PackSide::kForward, {bytes.get(), 0}, t.ctx), CheckError);
 }
 
 }  // namespace

@@ -41,7 +41,7 @@ TEST(CrossEntropy, LossAndGradientMatchTheTwin) {
         }
       }
       std::vector<float> first;
-      for (const int threads : {1, 2, 4}) {
+      for (const int threads : {1, 2, 3, 4}) {
         SCOPED_TRACE(fmt::format("T {} V {} threads {}", T, V, threads));
         TestContext t(threads);
         std::vector<float> loss(static_cast<size_t>(T), NAN), loss_only(static_cast<size_t>(T), NAN);

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <vector>
 
@@ -94,7 +95,7 @@ TEST(AdamwPass, EqualsTheStepAndARepackAfterIt) {
       TestContext one(1, table);
       Tensors want(shapes, format, one.ctx);
       want.StepThenRepack(one.ctx);
-      for (const int threads : {1, 2, 4}) {
+      for (const int threads : {1, 2, 3, 4}) {
         SCOPED_TRACE(fmt::format("{} {} threads {}", table->name, Name(format), threads));
         TestContext t(threads, table);
         Tensors got(shapes, format, t.ctx);
@@ -105,14 +106,35 @@ TEST(AdamwPass, EqualsTheStepAndARepackAfterIt) {
   }
 }
 
-// So much that packs are written past the caches.
+// The best table, but counts the blocks that are packed past the caches and those that are not.
+struct CountsStreams {
+  static inline std::atomic<int64_t> past_caches, others;
+  static inline const KernelTable* best;
+  KernelTable table;
+
+  CountsStreams() : table(*SupportedKernelTables()[0]) {
+    best = SupportedKernelTables()[0], past_caches = others = 0;
+    table.pack_both_f32 = [](const float* w, int64_t stride, int64_t cols, bool stream, auto... to) {
+      ++(stream ? past_caches : others), best->pack_both_f32(w, stride, cols, stream, to...);
+    };
+    table.pack_both_bf16 = [](const float* w, int64_t stride, int64_t cols, bool stream, auto... to) {
+      ++(stream ? past_caches : others), best->pack_both_bf16(w, stride, cols, stream, to...);
+    };
+  }
+};
+
+// So much in either format that packs are written past the caches: more than 32 MiB.
 TEST(AdamwPass, TheSizeOfTheStepChangesNoBit) {
   for (const DType format : {DType::kF32, DType::kBf16}) {
-    const std::vector<std::vector<int64_t>> shapes = {{3, 512, 512}, {1030, 544}};
-    TestContext t(2);
+    SCOPED_TRACE(Name(format));
+    const std::vector<std::vector<int64_t>> shapes = {{4, 512, 512}, {1030, 672}};
+    CountsStreams counts;
+    TestContext t(2, &counts.table);
     Tensors want(shapes, format, t.ctx), got(shapes, format, t.ctx);
     want.StepThenRepack(t.ctx);
     AdamwPass(kStep, got.List(), t.ctx);
+    EXPECT_GT(counts.past_caches, 0);
+    EXPECT_EQ(counts.others, 0);
     ExpectSame(got, want);
   }
 }

@@ -111,6 +111,11 @@ TEST(PackedParameter, MisuseIsCaught) {
   EXPECT_THROW(w.grad(), CheckError);  // none allocated
   std::byte few[16];
   EXPECT_THROW(w.UseStorage(few, false), CheckError);
+  const auto size = static_cast<size_t>(w.StorageBytes(false));
+  const AlignedBytes bytes = AllocateAligned(size + kAlignment);
+  EXPECT_NO_THROW(w.UseStorage({bytes.get(), size}, false));
+  EXPECT_THROW(w.UseStorage({bytes.get() + 4, size}, false), CheckError);
+  EXPECT_THROW(w.UseStorage({bytes.get() + kAlignment / 2, size}, false), CheckError);
   w.DropMaster();
   EXPECT_THROW(w.Repack(false, t.ctx), CheckError);
 }

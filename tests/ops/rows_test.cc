@@ -35,7 +35,7 @@ TEST(RmsNorm, RowsMatchTheTwinForwardAndBackward) {
       const FencedMatrix x = RandomMatrix(T, D, rng), d_y = RandomMatrix(T, D, rng);
       const auto w = NormalFloats(D, rng), d_w_before = NormalFloats(D, rng);
       std::vector<float> want_d_x, want_d_w, want_y;
-      for (const int threads : {1, 2, 4}) {
+      for (const int threads : {1, 2, 3, 4}) {
         TestContext t(threads);
         FencedMatrix y(T, D), d_x(T, D), no_saved(T, D);
         std::vector<float> inv_rms(static_cast<size_t>(T), NAN), d_w = d_w_before;
@@ -126,7 +126,7 @@ TEST(Rope, TurnsEveryHeadByItsRowsPosition) {
                            (std::fabs(head[static_cast<size_t>(c)]) + std::fabs(head[static_cast<size_t>((c + P / 2) % P)])));
       }
     }
-    for (const int threads : {1, 3}) {
+    for (const int threads : {1, 2, 3, 4}) {
       TestContext t(threads);
       FencedMatrix y = x;
       ApplyRope(table, positions, RopeDirection::kForward, y.view(), t.ctx);
@@ -168,7 +168,7 @@ TEST(Embedding, CopiesRowsAndAddsGradientsInRowOrder) {
       for (int64_t r = 0; r < T; ++r) {
         for (int64_t c = 0; c < D; ++c) want.view()(ids[static_cast<size_t>(r)], c) += d_out.view()(r, c);
       }
-      for (const int threads : {1, 2, 4}) {
+      for (const int threads : {1, 2, 3, 4}) {
         SCOPED_TRACE(fmt::format("D {} T {} threads {}", D, T, threads));
         TestContext t(threads);
         FencedMatrix out(T, D), d_table = before;
@@ -256,7 +256,7 @@ TEST(SumSquares, IsTheSameForAnyThreads) {
     const auto x = NormalFloats(n, rng);
     double want = 0, first = 0;
     for (const float v : x) want += static_cast<double>(v) * v;
-    for (const int threads : {1, 2, 4}) {
+    for (const int threads : {1, 2, 3, 4}) {
       TestContext t(threads);
       const double got = SumSquares(x, t.ctx);
       if (threads == 1) first = got;
