@@ -77,6 +77,15 @@ std::vector<Case> Cases() {
     c.options.config.router.num_experts = 5, c.options.config.expert_width = 48, c.options.D = 37;
     c.T = 70;  // more than a chunk of tokens
   }
+  {
+    Case& c = add("block_of_64");
+    c.options.config.router.num_experts = 2, c.options.config.expert_width = 64, c.options.D = 5;
+    c.T = 67;  // all to both: two blocks below each other
+  }
+  {
+    Case& c = add("two_blocks_of_64");
+    c.options.config.router.num_experts = 3, c.options.config.expert_width = 128, c.options.D = 5;
+  }
   return cases;
 }
 

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "moe/mixture/combine.h"
+#include "moe/mixture/executor.h"
 #include "tests/mixture/layer_fixture.h"
 
 // Counts what the process asks of the heap, so that a step can be shown to ask nothing. Sanitizers have their own operators.
@@ -97,6 +98,30 @@ TEST(LayerProperties, ExecutorsAgreeBitForBitForwardAndBackward) {
   }
 }
 
+// Widths that the block-sparse executor cuts into blocks of 64, and experts with several of them below each other.
+TEST(LayerProperties, BlocksOf64AgreeBitForBit) {
+  for (const KernelTable* kernels : SupportedKernelTables()) {
+    for (const DType format : {DType::kF32, DType::kBf16}) {
+      for (const int64_t width : {64, 128}) {
+        SCOPED_TRACE(fmt::format("{} {} width {}", kernels->name, Name(format), width));
+        ASSERT_EQ(ExpertBlock(width), 64);
+        LayerOptions options{.D = 20, .format = format, .kernels = kernels, .threads = 2};
+        options.config = {.router = {.num_experts = 3, .top_k = 2}, .expert_width = width};
+        Rng rng(static_cast<uint64_t>(width));
+        const int64_t T = 150;
+        const auto x = NormalFloats(T * options.D, rng), d_y = NormalFloats(T * options.D, rng);
+        Layer grouped(options);
+        const LayerStep want = grouped.Train(x, d_y);
+        EXPECT_GT(*std::ranges::max_element(want.tokens_per_expert), 64);
+        options.config.executor = Executor::kBlockSparse;
+        Layer sparse(options);
+        ExpectSameStep(sparse.Train(x, d_y), want);
+        ExpectSameBits(sparse.Infer(x).y, grouped.Infer(x).y);
+      }
+    }
+  }
+}
+
 TEST(LayerProperties, BitwiseTheSameForOneToFourThreads) {
   for (uint64_t seed = 0; seed < 6; ++seed) {
     SCOPED_TRACE(seed);
@@ -179,6 +204,29 @@ TEST(LayerProperties, ABatchIsItsTokensOneByOne) {
     for (size_t t = 0; t < 8; ++t) {
       const std::vector<float> row(x.begin() + static_cast<int64_t>(t * D), x.begin() + static_cast<int64_t>((t + 1) * D));
       ExpectSameBits(layer.Infer(row).y, std::span(batch.y).subspan(t * D, D));
+    }
+  }
+}
+
+// Rows and panels enough that a prompt's tiles read interleaved rows, which a token's never do.
+TEST(LayerProperties, APromptIsItsTokensOneByOne) {
+  size_t next = 0;
+  for (const KernelTable* kernels : SupportedKernelTables()) {
+    for (const DType format : {DType::kF32, DType::kBf16}) {
+      LayerOptions options{.D = 130, .format = format, .kernels = kernels};
+      options.config = {.router = {.num_experts = 3, .top_k = 2}, .expert_width = 64, .num_shared_experts = 1};
+      options.config.executor = kExecutors[next++ % 4];
+      SCOPED_TRACE(fmt::format("{} {} executor {}", kernels->name, Name(format), static_cast<int>(options.config.executor)));
+      constexpr int64_t T = 256;
+      const auto D = static_cast<size_t>(options.D);
+      Rng rng(7);
+      const auto x = NormalFloats(T * options.D, rng);
+      Layer layer(options);
+      const LayerStep prompt = layer.Infer(x);
+      for (size_t t = 0; t < T; ++t) {
+        const auto row = std::span(x).subspan(t * D, D);
+        ExpectSameBits(layer.Infer({row.begin(), row.end()}).y, std::span(prompt.y).subspan(t * D, D));
+      }
     }
   }
 }
