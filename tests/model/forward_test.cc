@@ -71,6 +71,32 @@ TEST(Forward, TokenByTokenAndInChunksEqualsTheWhole) {
   });
 }
 
+// So many rows, of matrices so wide, that products read interleaved rows; one token's never do.
+TEST(Forward, TokenByTokenEqualsALongPrompt) {
+  ModelConfig config = TinyMoe();
+  config.hidden = 130, config.vocab_size = 150, config.context = 256;
+  for (LayerSpec& layer : config.layers) layer.moe.expert_width = 64;
+  for (const KernelTable* table : SupportedKernelTables()) {
+    for (const DType format : {DType::kF32, DType::kBf16}) {
+      SCOPED_TRACE(fmt::format("{} {}", table->name, Name(format)));
+      TestContext t(1, table);
+      Model model(config, format, /*training=*/false);
+      FillParameters(model, 7, t.ctx, 0.1);
+      const TinyBatch whole = RandomBatch(config, {256}, 3);
+      const std::vector<float> want = Logits(model, whole.step(), t);
+      KvCache cache = KvCache::Make(config, 1, 256);
+      std::vector<float> got;
+      for (const RowInfo& row : whole.rows) {
+        TinyBatch token;
+        token.rows = {row}, token.logit_rows = {0};
+        const std::vector<float> logits = Logits(model, token.step(&cache), t);
+        got.insert(got.end(), logits.begin(), logits.end());
+      }
+      ExpectSameBits(got, want);
+    }
+  }
+}
+
 TEST(Forward, EightTogetherEqualEightAlone) {
   ForEachModel([](const Model& model, TestContext& t) {
     // Eight users at different positions: a prompt each, then one step for all, some with two tokens (a prompt's end).
