@@ -84,10 +84,11 @@ TEST(RunBench, TheSlowestBoundCounts) {
 TEST(BenchSubjects, EveryCaseRunsOnTinyShapes) {
   Bench b;
   const auto shapes = ParseBenchShapes(
-      "gemm 3 33 5\ngemm 17 40 18\nmoe 64 32 16 4 2\nmoe 5 16 32 3 3\nmoe 48 16 16 3 1\nmoe 4096 16 16 2 2\nattention 70 4 2 "
-      "16\nadamw 1000\n",
+      "gemm 3 33 5\ngemm 17 40 18\nmoe 64 32 16 4 2\nmoe 5 16 32 3 3\nmoe 48 16 16 3 1\nmoe 256 16 16 3 2\n"
+      "moe 4096 16 16 2 2\nattention 70 4 2 16\nadamw 1000\n",
       "tiny");
   ASSERT_TRUE(shapes.has_value()) << shapes.error().Message();
+  int prompts = 0;  // 256 tokens
   for (const BenchSubject& subject : BenchSubjects()) {
     for (const DType format : {DType::kF32, DType::kBf16}) {
       const auto cases = subject.cases(*shapes, format, nullptr);
@@ -95,6 +96,7 @@ TEST(BenchSubjects, EveryCaseRunsOnTinyShapes) {
       for (const BenchCase& c : cases) {
         SCOPED_TRACE(c.group + "/" + c.name);
         EXPECT_NE(c.name.find(Name(format)), std::string::npos);
+        prompts += c.name.find("/prompt/") != std::string::npos ? 1 : 0;
         BenchRun run = c.prepare(b.ctx);
         ASSERT_TRUE(run.run != nullptr);
         run.run(), run.run();
@@ -105,6 +107,7 @@ TEST(BenchSubjects, EveryCaseRunsOnTinyShapes) {
       }
     }
   }
+  EXPECT_EQ(prompts, 2);
 }
 
 TEST(BenchSubjects, PeersAreGivenOurResult) {
