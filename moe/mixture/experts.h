@@ -19,14 +19,13 @@ ValidRows FindValidRows(const Routing& routing, ExecContext& ctx);
 // The tokens' rows of m, side by side: m itself when there is no padding.
 MatView<const float> OnlyValid(MatView<const float> m, const ValidRows& valid, ExecContext& ctx);
 
-// x, d_out, d_shared_out: as the weights read them (Rounded).
 // Gate, up and activation, then down, of every busy expert and of the shared ones, into the matrices of `saved` (gate_up empty:
-// not kept) and shared_out [tokens,D] (empty: no shared experts).
+// not kept) and shared_out [tokens,D] (empty: no shared experts). x: as the weights read it (Rounded).
 void RunExperts(const MoeLayer& layer, ConstAnyMat x, const ValidRows& valid, MoeSaved& saved, MatView<float> shared_out,
                 ExecContext& ctx);
 
 // d_out [rows,D], d_shared_out [tokens,D] -> d_input [rows,D], d_shared_input [tokens,D]; adds to the weights' gradients, and
-// does the product `router` with them.
+// does the product `router` with them. x, d_out, d_shared_out: as the weights read them (Rounded).
 void RunExpertsBackward(const MoeLayer& layer, ConstAnyMat x, const ValidRows& valid, const MoeSaved& saved, AnyMat d_out,
                         ConstAnyMat d_shared_out, MatView<float> d_input, MatView<float> d_shared_input,
                         const std::optional<WeightGradProblem>& router, ExecContext& ctx);
