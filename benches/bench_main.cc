@@ -33,6 +33,11 @@ struct Bench {
   std::vector<BenchResult> results;
 };
 
+// "of_dense", "share_of_router": the first word names it.
+std::string CounterOf(const BenchResult& r) {
+  return (r.reference_is_part ? "share_of_" : "of_") + r.reference.substr(0, r.reference.find_first_of(" ,"));
+}
+
 void Run(benchmark::State& state, const BenchCase& c, RunContext& context, Bench& bench) {
   if (InterruptRequested()) return state.SkipWithError("interrupted");
   if (c.memory_bytes > AvailableMemoryBytes()) {
@@ -44,7 +49,12 @@ void Run(benchmark::State& state, const BenchCase& c, RunContext& context, Bench
   state.counters[r.in_bytes ? "bytes_per_s" : "flop_per_s"] = Counter(r.per_s.median, Counter::kDefaults, Counter::kIs1000);
   state.counters["ceiling"] = Counter(r.ceiling.median, Counter::kDefaults, Counter::kIs1000);
   state.counters["fraction"] = r.fraction.median;
-  if (!r.reference.empty()) state.counters["of_" + r.reference] = r.reference_ratio.median;
+  if (!r.reference.empty()) state.counters[CounterOf(r)] = r.reference_ratio.median;
+  for (const BoundResult& b : r.bounds) {
+    if (r.bounds.size() > 1) state.counters[InBytes(b.ceiling) ? "bytes_s" : "flop_s"] = b.s.median;
+  }
+  if (r.bounds.size() > 1) state.counters["bounds_differ"] = r.bounds_differ.median;
+  if (r.scaled) state.counters["speedup"] = r.speedup.median, state.counters["ceiling_speedup"] = r.ceiling_speedup.median;
   for (const PeerResult& p : r.peers) state.counters["x_" + p.name] = p.ratio.median;
   r.name += fmt::format("/threads:{}", context.pool.num_threads());
   bench.results.push_back(std::move(r));

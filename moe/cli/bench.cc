@@ -139,7 +139,7 @@ int RunBench(int argc, char** argv) {
   Flags flags;
   std::string subjects;
   for (const BenchSubject& s : BenchSubjects())
-    subjects += fmt::format("{}{}: {}", subjects.empty() ? "" : "; ", s.name, s.summary);
+    subjects += fmt::format("{}{}: {}", subjects.empty() ? "" : "\n", s.name, s.summary);
   CLI::App app("Measures our own parts as fractions of what this machine can do, probed beside every run of them.",
                "moe bench");
   app.add_option("SUBJECT", flags.subject, subjects)->required()->type_name("");

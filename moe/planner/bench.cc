@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <functional>
 #include <thread>
 
 #include "moe/base/check.h"
@@ -50,6 +51,21 @@ class Sampler {
   std::vector<double> seconds_;
 };
 
+// Of one run, by each bound.
+std::vector<double> BoundSeconds(const std::vector<Bound>& bounds, CeilingProbe& probe, ThreadPool& pool) {
+  std::vector<double> out;
+  for (const Bound& bound : bounds) out.push_back(bound.work / probe.Sample(bound.ceiling, pool));
+  return out;
+}
+
+// In the last round, of two bounds and more.
+double SlowestOverNext(const std::vector<std::vector<double>>& seconds) {
+  std::vector<double> last;
+  for (const auto& s : seconds) last.push_back(s.back());
+  std::ranges::sort(last, std::greater<>());
+  return last[0] / last[1];
+}
+
 }  // namespace
 
 BenchResult RunBench(const BenchCase& bench, double seconds, CeilingProbe& probe, ExecContext& ctx) {
@@ -67,29 +83,38 @@ BenchResult RunBench(const BenchCase& bench, double seconds, CeilingProbe& probe
   for (const BenchPeer& peer : run.peers) others.emplace_back(peer.run, sample_s);
   std::this_thread::sleep_for(run.peers.empty() ? kPeersRest * 0 : kPeersRest);
 
-  std::vector<double> rates, ceilings, fractions;
-  std::vector<std::vector<double>> ratios(others.size());
+  std::vector<double> rates, ceilings, fractions, differ, speedups, ceiling_speedups;
+  std::vector<std::vector<double>> ratios(others.size()), bound_s(bounds.size());
   for (const double start = NowSeconds(); rates.size() < kMinRounds || NowSeconds() - start < seconds;) {
     if (!rates.empty() && InterruptRequested()) break;
-    const auto bound_s = [&] {
-      double s = 0;
-      for (const Bound& bound : bounds) s = std::max(s, bound.work / probe.Sample(bound.ceiling, ctx.pool));
-      return s;
-    };
-    const double before_s = bound_s(), own_s = own.Sample(), least_s = (before_s + bound_s()) / 2;
+    const std::vector<double> before = BoundSeconds(bounds, probe, ctx.pool);
+    const double own_s = own.Sample();
+    const std::vector<double> after = BoundSeconds(bounds, probe, ctx.pool);
+    for (size_t i = 0; i < bounds.size(); ++i) bound_s[i].push_back((before[i] + after[i]) / 2);
+    const double least_s = (std::ranges::max(before) + std::ranges::max(after)) / 2;
     rates.push_back(work / own_s);
     ceilings.push_back(work / least_s);
     fractions.push_back(least_s / own_s);
+    if (bounds.size() > 1) differ.push_back(SlowestOverNext(bound_s));
     for (size_t i = 0; i < others.size(); ++i) {
       const bool is_reference = i == 0 && run.reference;
       const double other_s = others[i].Sample();
       ratios[i].push_back(is_reference ? work / own_s * other_s / reference_work : other_s / own_s);
+      if (is_reference && run.reference_pool) {
+        // The ceiling of its threads right after it, and ours once more: ratios of things far apart would be noise.
+        const double its_s = std::ranges::max(BoundSeconds(bounds, probe, *run.reference_pool));
+        const double ours_s = std::ranges::max(BoundSeconds(bounds, probe, ctx.pool));
+        speedups.push_back(ratios[i].back());
+        ceiling_speedups.push_back(its_s / ((least_s + ours_s) / 2));
+        ratios[i].back() = speedups.back() / ceiling_speedups.back();
+      }
       if (!is_reference) std::this_thread::sleep_for(kPeersRest);
     }
   }
 
   BenchResult result{.group = bench.group,
                      .name = bench.name,
+                     .kind = bench.kind,
                      .in_bytes = in_bytes,
                      .rounds = static_cast<int>(rates.size()),
                      .run_s = Summarize(own.seconds()),
@@ -98,7 +123,13 @@ BenchResult RunBench(const BenchCase& bench, double seconds, CeilingProbe& probe
                      .fraction = Summarize(fractions),
                      .reference = bench.reference.name,
                      .reference_is_part = bench.reference.is_part};
+  for (size_t i = 0; i < bounds.size(); ++i) result.bounds.push_back({bounds[i].ceiling, Summarize(bound_s[i])});
+  if (!differ.empty()) result.bounds_differ = Summarize(differ);
   if (run.reference) result.reference_ratio = Summarize(ratios[0]);
+  if (!speedups.empty()) {
+    result.scaled = true;
+    result.speedup = Summarize(speedups), result.ceiling_speedup = Summarize(ceiling_speedups);
+  }
   for (size_t i = 0; i < run.peers.size(); ++i) {
     result.peers.push_back({run.peers[i].name, Summarize(ratios[ratios.size() - run.peers.size() + i])});
   }

@@ -29,6 +29,8 @@ struct BenchRun {
   std::function<void()> reference = nullptr;  // where the case has one
   std::vector<BenchPeer> peers = {};
   std::vector<Bound> bounds = {};  // instead of the case's, where only preparing it tells them
+  // Where the reference runs with other threads than the case: theirs. Each is then held against the ceiling of its own.
+  std::shared_ptr<ThreadPool> reference_pool = nullptr;
 };
 
 // Another run of ours that the case is compared with.
@@ -40,6 +42,7 @@ struct BenchReference {
 
 struct BenchCase {
   std::string group, name;    // "dense", "bf16/1024x2048x2048"
+  std::string kind = {};      // cases of a group that are summarised together, such as "balanced"; empty: the rest
   std::vector<Bound> bounds;  // not empty; the slowest counts, the first gives rates their unit
   BenchReference reference = {};
   int64_t memory_bytes = 0;  // that it will take, roughly; 0: little
@@ -52,17 +55,27 @@ struct PeerResult {
   Measured ratio;  // its time / ours, round by round
 };
 
+struct BoundResult {
+  Ceiling ceiling;
+  Measured s;  // seconds that one run takes at least
+};
+
 struct BenchResult {
-  std::string group, name;
+  std::string group, name, kind;
   bool in_bytes = false;  // rates are bytes/s; otherwise FLOP/s
   int rounds = 0;         // 0: not run
   Measured run_s;         // seconds of one run
   Measured per_s;         // work of the first bound per second
   Measured ceiling;       // the same at the bound that counts
   Measured fraction;      // per_s / the ceiling beside it, round by round
-  std::string reference;  // empty: none
+  std::vector<BoundResult> bounds;
+  Measured bounds_differ;  // of two and more: seconds of the slowest / of the one after it, round by round
+  std::string reference;   // empty: none
   bool reference_is_part = false;
-  Measured reference_ratio;       // our rate / its, round by round; of a part, its time / ours
+  Measured reference_ratio;       // our rate / its, round by round; of a part, its time / ours; scaled: our fraction / its
+  bool scaled = false;            // the reference had other threads: speedup and ceiling_speedup are measured
+  Measured speedup;               // our rate / its
+  Measured ceiling_speedup;       // the ceiling with our threads / with its
   std::vector<PeerResult> peers;  // fastest first
 };
 

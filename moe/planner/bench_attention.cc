@@ -32,7 +32,8 @@ double ForwardFlop(const AttentionBenchShape& s) {
 
 std::function<void()> GemmRun(DType format, ExecContext& ctx) {
   const auto o = std::make_shared<BenchOperands>();
-  const MatView<float> x = o->Matrix(kGemm, kGemm, ctx), y = o->Zeros(kGemm, kGemm);
+  const AnyMat x = o->Activations(kGemm, kGemm, format, ctx);
+  const MatView<float> y = o->Zeros(kGemm, kGemm);
   o->AddWeight(kGemm, kGemm, format, ctx);
   return [=, &ctx] { Gemm({.a = x, .weight = &o->weights[0], .c = y}, ctx); };
 }
@@ -68,6 +69,7 @@ std::shared_ptr<Prefill> MakePrefill(const AttentionBenchShape& s, DType format,
 BenchCase PrefillCase(const AttentionBenchShape& s, DType format, bool backward) {
   return {.group = "attention",
           .name = NameOf(s, format, backward ? "backward" : "prefill"),
+          .kind = backward ? "backward" : "prefill",
           .bounds = {{PeakOf(format), ForwardFlop(s) * (backward ? 2.5 : 1)}},  // five products instead of two
           .reference = {.name = "GEMM", .work = GemmFlop(kGemm, kGemm, kGemm)},
           .memory_bytes = 4 * s.C * s.P * (s.H + s.G) * 8,
@@ -106,6 +108,7 @@ BenchCase DecodeCase(const AttentionBenchShape& s, DType format) {
   const int64_t bytes = kSequences * s.C * 2 * s.G * s.P * 4, sets = ColdCount(bytes);
   return {.group = "attention",
           .name = NameOf(s, format, "decode"),
+          .kind = "decode",
           .bounds = {{Ceiling::kReadChunks, static_cast<double>(bytes)},
                      {Ceiling::kPeakF32, 4.0 * static_cast<double>(kSequences * s.C * s.H * s.P)}},
           .memory_bytes = sets * bytes,

@@ -45,6 +45,15 @@ BenchRun Products(const GemmShape& s, DType format, int64_t count, const GemmPee
   return out;
 }
 
+std::string KindOf(int64_t rows) {
+  return rows < kManyRows ? fmt::format("fewer than {} rows", kManyRows) : fmt::format("{} rows and more", kManyRows);
+}
+
+// Of a product with cold weights: as the bars that they are held against.
+std::string DecodeKindOf(int64_t rows) {
+  return rows < 4 ? "fewer than 4 rows" : rows <= 16 ? "4 to 16 rows" : "17 rows and more";
+}
+
 // What a product of random operands and its forward twin need.
 int64_t MemoryOf(const GemmShape& s, DType format, int64_t weights) {
   return weights * PackedWeight::Bytes(format, s.N, s.K) + 8 * (s.M * (s.N + s.K) + s.N * s.K);
@@ -55,6 +64,7 @@ int64_t MemoryOf(const GemmShape& s, DType format, int64_t weights) {
 BenchCase DenseCase(const GemmShape& s, DType format, const GemmPeers& peers) {
   return {.group = "dense",
           .name = NameOf(s, format),
+          .kind = KindOf(s.M),
           .bounds = {{PeakOf(format), GemmFlop(s.M, s.N, s.K)}},
           .memory_bytes = MemoryOf(s, format, 1),
           .prepare = [=](ExecContext& ctx) { return Products(s, format, 1, peers, ctx); }};
@@ -64,6 +74,7 @@ BenchCase DecodeCase(const GemmShape& s, DType format, const GemmPeers& peers) {
   const int64_t bytes = PackedWeight::Bytes(format, s.N, s.K), count = ColdCount(bytes);
   return {.group = "decode",
           .name = NameOf(s, format),
+          .kind = DecodeKindOf(s.M),
           .bounds = {{Ceiling::kReadChunks, static_cast<double>(bytes)}, {PeakOf(format), GemmFlop(s.M, s.N, s.K)}},
           .memory_bytes = MemoryOf(s, format, count),
           .prepare = [=](ExecContext& ctx) { return Products(s, format, count, peers, ctx); }};
@@ -72,6 +83,7 @@ BenchCase DecodeCase(const GemmShape& s, DType format, const GemmPeers& peers) {
 BenchCase InputGradCase(const GemmShape& s, DType format) {
   return {.group = "backward",
           .name = "dX/" + NameOf(s, format),
+          .kind = KindOf(s.M),
           .bounds = {{PeakOf(format), GemmFlop(s.M, s.N, s.K)}},
           .reference = {.name = "forward"},
           .memory_bytes = 2 * MemoryOf(s, format, 1),
@@ -85,6 +97,7 @@ BenchCase InputGradCase(const GemmShape& s, DType format) {
 BenchCase WeightGradCase(const GemmShape& s, DType format) {
   return {.group = "backward",
           .name = "dW/" + NameOf(s, format),
+          .kind = KindOf(s.M),
           .bounds = {{PeakOf(format), GemmFlop(s.M, s.N, s.K)}},
           .reference = {.name = "forward"},
           .memory_bytes = 2 * MemoryOf(s, format, 1),

@@ -10,6 +10,7 @@ namespace moe {
 namespace {
 
 constexpr int64_t kMinRowsPerExpert = 16;
+constexpr int64_t kGroupedRows = 64;  // an expert, at least, for the bars of grouped products
 
 // One of the products of a layer: y [rows,N] = x W^T per expert, or d_w [N,K] += d_y^T x.
 struct Part {
@@ -112,6 +113,7 @@ BenchCase Forward(const MoeShape& s, const Part& p, BenchLoads loads, DType form
   const int64_t rows = s.T * s.k;
   return {.group = "grouped",
           .name = fmt::format("{}/{}/{}/{}", Name(format), Name(loads), p.name, NameOf(s)),
+          .kind = fmt::format("{}, {}", Name(loads), KindOfRows(s, kGroupedRows)),
           .bounds = {{PeakOf(format), GemmFlop(rows, p.N, p.K)}},
           .reference = {.name = "dense"},
           .memory_bytes = MemoryOf(s, p, format, rows),
@@ -124,6 +126,7 @@ BenchCase Backward(const MoeShape& s, const Part& p, const Part& forward, DType 
   const int64_t rows = s.T * s.k;
   return {.group = "backward",
           .name = fmt::format("{}/experts/{}/{}", Name(format), p.name, NameOf(s)),
+          .kind = "products of experts, " + KindOfRows(s, kManyRows),
           .bounds = {{PeakOf(format), GemmFlop(rows, p.N, p.K)}},
           .reference = {.name = "forward"},
           .memory_bytes = MemoryOf(s, p, format, rows) + MemoryOf(s, forward, format, rows),
@@ -139,6 +142,7 @@ BenchCase Padded(const MoeShape& s, const Part& p, DType format) {
   const int64_t rows = s.T * s.k, bucket = *std::max_element(loads.begin(), loads.end());
   return {.group = "grouped",
           .name = fmt::format("{}/padded/{}/{}", Name(format), p.name, NameOf(s)),
+          .kind = "padded, " + KindOfRows(s, kGroupedRows),
           .bounds = {{PeakOf(format), GemmFlop(s.E * bucket, p.N, p.K)}},
           .reference = {.name = "grouped, row by row", .work = GemmFlop(rows, p.N, p.K)},
           .memory_bytes = MemoryOf(s, p, format, s.E * bucket) + MemoryOf(s, p, format, rows),
@@ -219,6 +223,11 @@ BenchCase BlockSparse(const MoeShape& s, Six which, const char* name, const Part
 
 std::string NameOf(const MoeShape& s) {
   return fmt::format("T{}.D{}.F{}.E{}.k{}", s.T, s.D, s.F, s.E, s.k);
+}
+
+std::string KindOfRows(const MoeShape& s, int64_t rows) {
+  return s.T * s.k >= rows * s.E ? fmt::format("{} rows an expert and more", rows)
+                                 : fmt::format("fewer than {} rows an expert", rows);
 }
 
 bool ManyRowsPerExpert(const MoeShape& s) {

@@ -17,6 +17,9 @@ std::string NameOf(const MoeShape& shape);
 // 16 rows an expert at least: with fewer it is a decode.
 bool ManyRowsPerExpert(const MoeShape& shape);
 
+// "256 rows an expert and more", or "fewer than 256 rows an expert".
+std::string KindOfRows(const MoeShape& shape, int64_t rows);
+
 // Of the shapes with many rows per expert.
 std::vector<BenchCase> GroupedCases(const BenchShapes& shapes, DType format);
 std::vector<BenchCase> BlockSparseCases(const BenchShapes& shapes, DType format);

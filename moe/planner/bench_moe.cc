@@ -17,6 +17,12 @@ constexpr int64_t kMaxLayers = 256;
 constexpr int64_t kInputs = 8;  // of a decode, at least: other tokens, other experts
 constexpr int64_t kMaxDecodeTokens = 256;
 
+// What a run with one thread needs.
+struct OneThread {
+  ThreadPool pool{1};
+  Arena arena;
+};
+
 // A layer with random weights, without masters.
 struct BenchLayer {
   ParameterStore store{/*allocate=*/false};
@@ -129,7 +135,8 @@ std::function<void()> RouterOf(const std::shared_ptr<Work>& w, ExecContext& ctx)
 // One SwiGLU FFN whose width is that of the k experts of a token.
 std::function<void()> DenseFfn(const MoeShape& s, DType format, ExecContext& ctx) {
   const auto o = std::make_shared<BenchOperands>();
-  const MatView<float> x = o->Matrix(s.T, s.D, ctx), hidden = o->Zeros(s.T, s.k * s.F), y = o->Zeros(s.T, s.D);
+  const AnyMat x = o->Activations(s.T, s.D, format, ctx), hidden = o->Outputs(s.T, s.k * s.F, format);
+  const MatView<float> y = o->Zeros(s.T, s.D);
   o->AddWeight(2 * s.k * s.F, s.D, format, ctx);
   o->AddWeight(s.D, s.k * s.F, format, ctx);
   return [=, &ctx] {
@@ -151,6 +158,7 @@ BenchCase Forward(const MoeShape& s, const ExecutorName& e, DType format) {
   const bool grouped = e.executor == Executor::kGrouped;
   return {.group = e.executor == Executor::kBlockSparse ? "block_sparse" : "grouped",
           .name = fmt::format("{}/layer/{}/{}", Name(format), e.name, NameOf(s)),
+          .kind = fmt::format("layer, {}", e.name),
           .bounds = {{PeakOf(format), RouterFlop(s) + ExpertFlop(s)}},
           .reference = {.name = grouped ? "dense" : "grouped"},
           .memory_bytes = 2 * MemoryOf(s, format, false),
@@ -166,6 +174,7 @@ BenchCase Backward(const MoeShape& s, const ExecutorName& e, DType format) {
   const double forward = RouterFlop(s) + ExpertFlop(s);
   return {.group = "backward",
           .name = fmt::format("{}/layer/{}/{}", Name(format), e.name, NameOf(s)),
+          .kind = fmt::format("layer, {}, {}", e.name, KindOfRows(s, kManyRows)),
           .bounds = {{PeakOf(format), 2 * forward}},
           .reference = {.name = "forward", .work = forward},
           .memory_bytes = 2 * MemoryOf(s, format, true),
@@ -184,6 +193,27 @@ BenchCase RouterShare(const MoeShape& s, DType format) {
           .prepare = [=](ExecContext& ctx) {
             const auto work = MakeWork(s, format, Executor::kGrouped, true, ctx);
             return BenchRun{.run = ForwardOf(work, ctx), .reference = RouterOf(work, ctx)};
+          }};
+}
+
+// The same layer with all threads and with one, each held against the peak of its own threads.
+BenchCase Scaling(const MoeShape& s, DType format) {
+  return {.group = "grouped",
+          .name = fmt::format("{}/scaling/{}", Name(format), NameOf(s)),
+          .kind = "scaling",
+          .bounds = {{PeakOf(format), RouterFlop(s) + ExpertFlop(s)}},
+          .reference = {.name = "one thread"},
+          .memory_bytes = 2 * MemoryOf(s, format, false),
+          .prepare = [=](ExecContext& ctx) {
+            const auto work = MakeWork(s, format, Executor::kGrouped, false, ctx);
+            const auto one = std::make_shared<OneThread>();
+            return BenchRun{.run = ForwardOf(work, ctx),
+                            .reference =
+                                [=, &kernels = ctx.kernels] {
+                                  ExecContext own{one->pool, one->arena, kernels};
+                                  Check(work->layer().Forward(work->x, {}, work->y, nullptr, nullptr, nullptr, own));
+                                },
+                            .reference_pool = {one, &one->pool}};
           }};
 }
 
@@ -238,6 +268,7 @@ std::vector<BenchCase> MoeLayerCases(const BenchShapes& shapes, DType format) {
       out.push_back(Backward(s, e, format));
     }
     out.push_back(RouterShare(s, format));
+    out.push_back(Scaling(s, format));
   }
   return out;
 }
@@ -254,6 +285,7 @@ std::vector<BenchCase> MoeDecodeCases(const BenchShapes& shapes, DType format) {
     const int64_t layer = s.E * ExpertBytes(s, format);
     out.push_back({.group = "decode",
                    .name = fmt::format("{}/{}", Name(format), NameOf(s)),
+                   .kind = s.T == 1 ? "1 token" : "2 tokens and more",
                    .bounds = {{Ceiling::kReadChunks, static_cast<double>(layer)}},
                    .memory_bytes = std::max(kLayerBytes, layer),
                    .prepare = [=](ExecContext& ctx) { return Decode(s, format, ctx); }});

@@ -11,6 +11,7 @@ namespace moe {
 
 // For shapes of 16 rows an expert and more. Forward of every executor: groups "grouped" (the grouped one beside a dense FFN of
 // the same FLOP, loop and padded beside the grouped one) and "block_sparse"; "backward", beside the forward that precedes it;
+// "grouped" too: `scaling`, the layer with all threads beside one thread, each against the peak of its own threads; and
 // "router": the layer, and which share of it router, top-k, plan and combine take.
 std::vector<BenchCase> MoeLayerCases(const BenchShapes& shapes, DType format);
 // Group "decode": 1, 2 ... 256 tokens through experts that come from memory. Bounds are the bytes of the experts chosen, and

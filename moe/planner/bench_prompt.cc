@@ -62,6 +62,7 @@ std::vector<BenchCase> MoePromptCases(const BenchShapes& shapes, DType format) {
         2.0 * static_cast<double>(s.T) * matrices + kLayers * GemmFlop(s.T, s.T + 1, s.D) + GemmFlop(1, kVocab, s.D);
     out.push_back({.group = "step",
                    .name = fmt::format("{}/prompt/{}", Name(format), NameOf(s)),
+                   .kind = "prompt",
                    .bounds = {{PeakOf(format), flop}},
                    .memory_bytes = InferenceMemory(config, format, s.T, 1, s.T).total(),
                    .prepare = [=](ExecContext& ctx) {

@@ -1,6 +1,6 @@
 #pragma once
 // What is to be measured: shapes, as files name them. One a line, '#' begins a comment:
-//   gemm M N K          y [M,N] = x [M,K] W^T; up to 16 rows: with cold weights, a decode
+//   gemm M N K          y [M,N] = x [M,K] W^T; up to 64 rows: with cold weights, a decode
 //   moe T D F E k       T tokens through E experts of width F, k each
 //   attention C H G P   C positions, H query and G key/value heads of width P
 //   adamw VALUES        one step over so many values
@@ -28,7 +28,8 @@ struct AttentionBenchShape {
   bool operator==(const AttentionBenchShape&) const = default;
 };
 
-inline constexpr int64_t kDecodeRows = 16;  // a product of so many rows at most is a decode
+inline constexpr int64_t kDecodeRows = 64;  // a product of so many rows at most is a decode
+inline constexpr int64_t kManyRows = 256;   // of so many, backward products are held against forward ones
 
 struct BenchShapes {
   std::vector<GemmShape> gemm;

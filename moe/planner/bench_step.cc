@@ -71,6 +71,7 @@ std::vector<BenchCase> MoeStepCases(const BenchShapes& shapes, DType format) {
                         3.0 * kLayers * GemmFlop(s.T, kContext, s.D);
     out.push_back({.group = "step",
                    .name = fmt::format("{}/{}", Name(format), NameOf(s)),
+                   .kind = "training",
                    .bounds = {{PeakOf(format), flop}},
                    .reference = {.name = "dense twin of equal active parameters"},
                    .memory_bytes = TrainingMemory(config, format, s.T).total() + TrainingMemory(twin, format, s.T).total(),

@@ -14,7 +14,7 @@ enum class Ceiling : uint8_t {
   kRead,             // bytes/s, in order, from beyond the last-level cache
   kReadChunks,       // bytes/s, in chunks of 4 MiB in random order: experts' matrices
   kReadModifyWrite,  // bytes/s of a stream that is changed in place; both directions count
-  kOptimizerStream,  // bytes/s of four streams side by side, three of them changed in place: gradient, value, two moments
+  kOptimizerStream,  // bytes/s of four arrays side by side, each changed in place: gradient, value, two moments
   kPeakF32,          // FLOP/s of multiply-adds between registers, all threads together
   kPeakBf16,
   kPeakInt8,  // operations/s

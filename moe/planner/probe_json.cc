@@ -8,13 +8,13 @@ namespace moe {
 namespace {
 
 constexpr CeilingName kNames[] = {
-    {Ceiling::kRead, "read", "B", "read_bytes_per_s"},
-    {Ceiling::kReadChunks, "read, 4 MiB chunks", "B", "chunk_read_bytes_per_s"},
-    {Ceiling::kReadModifyWrite, "read-modify-write", "B", "rmw_bytes_per_s"},
-    {Ceiling::kOptimizerStream, "optimizer's streams", "B", "optimizer_bytes_per_s"},
-    {Ceiling::kPeakF32, "f32", "FLOP", "f32"},
-    {Ceiling::kPeakBf16, "bf16", "FLOP", "bf16"},
-    {Ceiling::kPeakInt8, "int8", "OP", "int8"},
+    {Ceiling::kRead, "read", "B", "read_bytes_per_s", "read"},
+    {Ceiling::kReadChunks, "read, 4 MiB chunks", "B", "chunk_read_bytes_per_s", "chunk_read"},
+    {Ceiling::kReadModifyWrite, "read-modify-write", "B", "rmw_bytes_per_s", "rmw"},
+    {Ceiling::kOptimizerStream, "optimizer's streams", "B", "optimizer_bytes_per_s", "optimizer"},
+    {Ceiling::kPeakF32, "f32", "FLOP", "f32", "peak"},
+    {Ceiling::kPeakBf16, "bf16", "FLOP", "bf16", "peak"},
+    {Ceiling::kPeakInt8, "int8", "OP", "int8", "peak"},
 };
 
 nlohmann::json JsonOf(const CeilingsOf& c) {

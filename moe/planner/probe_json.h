@@ -11,6 +11,7 @@ namespace moe {
 struct CeilingName {
   Ceiling ceiling;
   const char *title, *unit, *key;  // key: of the JSON
+  const char* bound;               // key where it bounds a case
 };
 std::span<const CeilingName> CeilingNames();  // all but the barrier
 

@@ -1,3 +1,4 @@
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <array>
@@ -17,11 +18,11 @@ using nlohmann::json;
 TEST(Bench, PrintsATableAndWritesJson) {
   const TempDir dir;
   const std::string shapes = dir / "shapes.txt", out = dir / "bench.json";
-  WriteFile(shapes, "gemm 32 32 32\n");
+  WriteFile(shapes, "gemm 96 32 32\n");
   const RunResult result = RunMoe({"bench", "gemm", "--seconds", "0", "--shapes", shapes, "--threads", "2", "--dtype", "f32",
                                    "--filter", "d", "--json", out});
   ASSERT_EQ(result.exit_code, 0) << result.err;
-  for (const char* part : {"2 threads", "dense/f32/32x32x32", "backward/dX/f32/32x32x32", "of forward", "fraction:", "least"}) {
+  for (const char* part : {"2 threads", "dense/f32/96x32x32", "backward/dX/f32/96x32x32", "of forward", "fraction:", "least"}) {
     EXPECT_NE(result.out.find(part), std::string::npos) << part << " in\n" << result.out;
   }
   const json j = json::parse(ReadFile(out));
@@ -63,12 +64,50 @@ TEST(Bench, EverySubjectHasACase) {
 TEST(Bench, WhatDoesNotFitIntoMemoryIsLeftOutAndNamed) {
   const TempDir dir;
   const std::string shapes = dir / "shapes.txt";
-  WriteFile(shapes, "gemm 32 32 32\ngemm 1048576 1048576 1048576\n");
+  WriteFile(shapes, "gemm 96 32 32\ngemm 1048576 1048576 1048576\n");
   const RunResult result = RunMoe({"bench", "gemm", "--seconds", "0", "--shapes", shapes, "--filter", "dense", "--json", "-"});
   ASSERT_EQ(result.exit_code, 0) << result.err;
   const json j = json::parse(result.out);
   EXPECT_EQ(j["cases"].size(), 1u);
   EXPECT_EQ(j["skipped"], json::array({"dense/bf16/1048576x1048576x1048576"}));
+}
+
+TEST(Bench, HelpHasALineForEverySubject) {
+  const RunResult result = RunMoe({"bench", "--help"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  for (const char* subject : {"gemm", "moe", "attention", "optimizer"}) {
+    EXPECT_NE(result.out.find(fmt::format("\n                                  {}: ", subject)), std::string::npos)
+        << subject << " in\n"
+        << result.out;
+  }
+}
+
+TEST(Bench, ScalingIsOneCommand) {
+  const TempDir dir;
+  const std::string shapes = dir / "shapes.txt";
+  WriteFile(shapes, "moe 64 32 16 4 2\n");
+  const RunResult result = RunMoe({"bench", "moe", "--seconds", "0", "--shapes", shapes, "--threads", "2", "--filter",
+                                   "grouped/bf16/scaling", "--json", "-"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const json j = json::parse(result.out);
+  ASSERT_EQ(j["cases"].size(), 1u);
+  const json& c = j["cases"][0];
+  EXPECT_EQ(c["reference"], "one thread");
+  for (const char* key : {"reference_ratio", "speedup", "ceiling_speedup"}) EXPECT_GT(c[key].get<double>(), 0) << key;
+}
+
+TEST(Bench, ADecodeHasBothBounds) {
+  const TempDir dir;
+  const std::string shapes = dir / "shapes.txt";
+  WriteFile(shapes, "gemm 64 512 512\n");
+  const RunResult result = RunMoe({"bench", "gemm", "--seconds", "0", "--shapes", shapes, "--threads", "1", "--json", "-"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const json c = json::parse(result.out)["cases"][0];
+  EXPECT_EQ(c["group"], "decode");
+  EXPECT_EQ(c["kind"], "17 rows and more");
+  EXPECT_GT(c["bounds_s"]["chunk_read"].get<double>(), 0);
+  EXPECT_GT(c["bounds_s"]["peak"].get<double>(), 0);
+  EXPECT_GE(c["bounds_differ"].get<double>(), 1);
 }
 
 TEST(Bench, BadInputIsOneLine) {

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "moe/base/clock.h"
@@ -78,13 +79,41 @@ TEST(RunBench, TheSlowestBoundCounts) {
   EXPECT_GT(RunBench(c, 0, b.probe, b.ctx).ceiling.min, 1e6);
   EXPECT_TRUE(flop.reference.empty());
   EXPECT_TRUE(flop.peers.empty());
+  ASSERT_EQ(flop.bounds.size(), 2u);
+  EXPECT_EQ(flop.bounds[0].ceiling, Ceiling::kReadChunks);
+  EXPECT_EQ(flop.bounds[1].ceiling, Ceiling::kPeakF32);
+  for (const BoundResult& bound : flop.bounds) ExpectOrdered(bound.s);
+  EXPECT_GT(flop.bounds[1].s.min, flop.bounds[0].s.max);
+  EXPECT_GE(flop.bounds_differ.min, flop.bounds[1].s.min / flop.bounds[0].s.max);
+  EXPECT_LE(flop.bounds_differ.max, flop.bounds[1].s.max / flop.bounds[0].s.min);
+}
+
+TEST(RunBench, AReferenceWithOtherThreadsIsHeldAgainstItsOwnCeiling) {
+  Bench b;
+  int calls = 0, other_calls = 0;
+  const auto one = std::make_shared<ThreadPool>(1);
+  BenchCase c{.group = "grouped",
+              .name = "x",
+              .bounds = {{Ceiling::kPeakF32, 1e6}},
+              .reference = {.name = "one thread"},
+              .prepare = [&](ExecContext&) {
+                return BenchRun{.run = Spin(500, &calls), .reference = Spin(1000, &other_calls), .reference_pool = one};
+              }};
+  const BenchResult r = RunBench(c, 0, b.probe, b.ctx);
+  EXPECT_GE(other_calls, r.rounds);
+  ASSERT_TRUE(r.scaled);
+  for (const Measured* m : {&r.speedup, &r.ceiling_speedup, &r.reference_ratio}) ExpectOrdered(*m);
+  EXPECT_GE(r.reference_ratio.min, r.speedup.min / r.ceiling_speedup.max);
+  EXPECT_LE(r.reference_ratio.max, r.speedup.max / r.ceiling_speedup.min);
+  c.prepare = [&](ExecContext&) { return BenchRun{.run = Spin(1, &calls), .reference = Spin(1, &other_calls)}; };
+  EXPECT_FALSE(RunBench(c, 0, b.probe, b.ctx).scaled);
 }
 
 // Every case of every subject, at sizes around nothing.
 TEST(BenchSubjects, EveryCaseRunsOnTinyShapes) {
   Bench b;
   const auto shapes = ParseBenchShapes(
-      "gemm 3 33 5\ngemm 17 40 18\nmoe 64 32 16 4 2\nmoe 5 16 32 3 3\nmoe 48 16 16 3 1\nmoe 256 16 16 3 2\n"
+      "gemm 3 33 5\ngemm 17 40 18\ngemm 65 40 18\nmoe 64 32 16 4 2\nmoe 5 16 32 3 3\nmoe 48 16 16 3 1\nmoe 256 16 16 3 2\n"
       "moe 4096 16 16 2 2\nattention 70 4 2 16\nadamw 1000\n",
       "tiny");
   ASSERT_TRUE(shapes.has_value()) << shapes.error().Message();
@@ -150,6 +179,7 @@ TEST(BenchReport, TextAndJsonHaveEveryFigure) {
   const BenchResult both[] = {r, other};
   EXPECT_NE(BenchSummary(both).find("geometric mean 0.250, least 0.125 at b"), std::string::npos) << BenchSummary(both);
   EXPECT_EQ(BenchSummary(std::span(both).first(1)), "");
+  EXPECT_EQ(row.find("bounds"), std::string::npos) << row;  // one bound is the ceiling
 
   MachineProbe machine{.cpu = "c", .isa = "i", .by_threads = {CeilingsOf{.threads = 2}}, .rounds = 3};
   other.in_bytes = true;
@@ -171,6 +201,71 @@ TEST(BenchReport, TextAndJsonHaveEveryFigure) {
   EXPECT_EQ(j["cases"][1]["bytes_per_s"], 2e9);
   EXPECT_FALSE(j["cases"][1].contains("peer"));
   EXPECT_FALSE(j["cases"][1].contains("flop_per_s"));
+  EXPECT_FALSE(c.contains("kind"));
+  EXPECT_FALSE(c.contains("bounds_differ"));
+  EXPECT_FALSE(c.contains("speedup"));
+}
+
+Measured Always(double x) {
+  return {.median = x, .min = x, .max = x};
+}
+
+void ExpectHas(const std::string& text, const std::vector<std::string>& parts) {
+  for (const std::string& part : parts) EXPECT_NE(text.find(part), std::string::npos) << part << " in\n" << text;
+}
+
+TEST(BenchReport, BothBoundsAreShownAndTheRidgeIsSummarisedApart) {
+  const auto decode = [](const char* name, double read_s, double peak_s, double fraction) {
+    return BenchResult{.group = "decode",
+                       .name = name,
+                       .kind = "2 tokens and more",
+                       .in_bytes = true,
+                       .rounds = 3,
+                       .run_s = Always(1),
+                       .per_s = Always(1e9),
+                       .ceiling = Always(2e9),
+                       .fraction = Always(fraction),
+                       .bounds = {{Ceiling::kReadChunks, Always(read_s)}, {Ceiling::kPeakBf16, Always(peak_s)}},
+                       .bounds_differ = Always(std::max(read_s, peak_s) / std::min(read_s, peak_s))};
+  };
+  const std::vector<BenchResult> rows = {decode("a", 4e-3, 1e-3, 0.9), decode("b", 2e-3, 1e-3, 0.4),
+                                         decode("c", 1e-3, 1.5e-3, 0.7)};
+  ExpectHas(BenchRow(rows[0], 20), {"bounds chunk_read 4000.0 us, peak 1000.0 us: 4.00x"});
+  ExpectHas(BenchSummary(rows), {"  2 tokens and more\n", "bounds differ by 2x:       geometric mean 0.600, least 0.400 at b",
+                                 "at the ridge:              geometric mean 0.700, least 0.700 at c"});
+  const nlohmann::json c = BenchJson({.by_threads = {CeilingsOf{}}}, rows, false)["cases"][2];
+  EXPECT_EQ(c["bounds_s"], (nlohmann::json{{"chunk_read", 1e-3}, {"peak", 1.5e-3}}));
+  EXPECT_EQ(c["bounds_differ"], 1.5e-3 / 1e-3);
+  EXPECT_EQ(c["kind"], "2 tokens and more");
+}
+
+TEST(BenchReport, KindsReferencesAndPeersAreNeverPooled) {
+  const auto row = [](const char* name, const char* kind, const char* reference, double ratio, double onednn, double libxsmm) {
+    BenchResult r{.group = "grouped", .name = name, .kind = kind, .rounds = 3, .fraction = Always(0.5)};
+    r.reference = reference, r.reference_ratio = Always(ratio);
+    r.peers = {{"libxsmm", Always(libxsmm)}, {"onednn", Always(onednn)}};
+    return r;
+  };
+  const std::vector<BenchResult> rows = {row("a", "balanced", "dense", 0.9, 2, 1),  row("b", "balanced", "grouped", 0.2, 4, 1),
+                                         row("c", "balanced", "dense", 0.4, 8, 1),  row("d", "balanced", "grouped", 0.8, 1, 1),
+                                         row("e", "zipf", "dense", 0.01, 0.1, 0.1), row("f", "alone", "dense", 0.001, 1, 1)};
+  const std::string text = BenchSummary(rows);
+  ExpectHas(text, {"of dense:                   geometric mean 0.600, least 0.400 at c",
+                   "of grouped:                 geometric mean 0.400, least 0.200 at b",
+                   "onednn's time/ours:         geometric mean 2.828, least 1.000 at d",
+                   "libxsmm's time/ours:        geometric mean 1.000, least 1.000", "best peer's time/ours:"});
+  EXPECT_EQ(text.find("zipf"), std::string::npos) << text;  // of one row there is no mean
+  EXPECT_EQ(text.find("alone"), std::string::npos) << text;
+}
+
+TEST(BenchReport, ScalingNamesBothSpeedUps) {
+  BenchResult r{.group = "grouped", .name = "x", .rounds = 3, .fraction = Always(0.5), .reference = "one thread"};
+  r.reference_ratio = Always(0.95), r.scaled = true, r.speedup = Always(1.9), r.ceiling_speedup = Always(2);
+  ExpectHas(BenchRow(r, 10), {"0.950 (0.950 to 0.950) of one thread: 1.900x, ceiling 2.000x"});
+  const nlohmann::json c = BenchJson({.by_threads = {CeilingsOf{}}}, {&r, 1}, false)["cases"][0];
+  EXPECT_EQ(c["reference_ratio"], 0.95);
+  EXPECT_EQ(c["speedup"], 1.9);
+  EXPECT_EQ(c["ceiling_speedup"], 2);
 }
 
 }  // namespace
