@@ -231,8 +231,8 @@ TEST(BenchReport, BothBoundsAreShownAndTheRidgeIsSummarisedApart) {
   const std::vector<BenchResult> rows = {decode("a", 4e-3, 1e-3, 0.9), decode("b", 2e-3, 1e-3, 0.4),
                                          decode("c", 1e-3, 1.5e-3, 0.7)};
   ExpectHas(BenchRow(rows[0], 20), {"bounds chunk_read 4000.0 us, peak 1000.0 us: 4.00x"});
-  ExpectHas(BenchSummary(rows), {"  2 tokens and more\n", "bounds differ by 2x:       geometric mean 0.600, least 0.400 at b",
-                                 "at the ridge:              geometric mean 0.700, least 0.700 at c"});
+  ExpectHas(BenchSummary(rows), {"  2 tokens and more\n", "bounds differ by 2x:      geometric mean 0.600, least 0.400 at b",
+                                 "at the ridge:             geometric mean 0.700, least 0.700 at c"});
   const nlohmann::json c = BenchJson({.by_threads = {CeilingsOf{}}}, rows, false)["cases"][2];
   EXPECT_EQ(c["bounds_s"], (nlohmann::json{{"chunk_read", 1e-3}, {"peak", 1.5e-3}}));
   EXPECT_EQ(c["bounds_differ"], 1.5e-3 / 1e-3);
