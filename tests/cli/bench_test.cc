@@ -76,9 +76,7 @@ TEST(Bench, HelpHasALineForEverySubject) {
   const RunResult result = RunMoe({"bench", "--help"});
   ASSERT_EQ(result.exit_code, 0) << result.err;
   for (const char* subject : {"gemm", "moe", "attention", "optimizer"}) {
-    EXPECT_NE(result.out.find(fmt::format("\n                                  {}: ", subject)), std::string::npos)
-        << subject << " in\n"
-        << result.out;
+    EXPECT_NE(result.out.find(fmt::format("          {}: ", subject)), std::string::npos) << subject << " in\n" << result.out;
   }
 }
 
