@@ -30,14 +30,15 @@ struct PackedWeight {
 
   // The weight of `count` outputs from `begin`, a multiple of the panel.
   PackedWeight Outputs(int64_t begin, int64_t count) const {
-    MOE_DCHECK(begin % kPanel == 0 && count >= 0 && begin + count <= N, "outputs {}+{} of {}", begin, count, N);
+    MOE_CHECK(begin >= 0 && begin % kPanel == 0 && count >= 0 && begin + count <= N, "outputs {}+{} of {}", begin, count, N);
     PackedWeight part = *this;
     part.N = count, part.data = panel(begin / kPanel);
     return part;
   }
   // The weight of `count` inputs from `begin`; both even, as bf16 goes in pairs.
   PackedWeight Inputs(int64_t begin, int64_t count) const {
-    MOE_DCHECK(begin % 2 == 0 && count % 2 == 0 && begin + count <= K, "inputs {}+{} of {}", begin, count, K);
+    MOE_CHECK(begin >= 0 && begin % 2 == 0 && count >= 0 && count % 2 == 0 && begin + count <= K, "inputs {}+{} of {}", begin,
+              count, K);
     PackedWeight part = *this;
     part.panel_stride = panel_stride > 0 ? panel_stride : panel_bytes();
     part.K = count, part.data += PanelBytes(format, begin);

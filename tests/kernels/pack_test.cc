@@ -157,11 +157,6 @@ TEST(ToBf16, EveryTableRoundsAsTheDefinition) {
       table->to_bf16(x.data(), n, out.data());
       EXPECT_EQ(out.back().bits, 77);
       for (size_t i = 0; i < x.size(); ++i) ExpectRounded(out[i].bits, x[i]);
-      std::vector<float> back(x.size() + 1, 5.0f);
-      table->to_float(out.data(), n, back.data());
-      EXPECT_EQ(back.back(), 5.0f);
-      for (size_t i = 0; i < x.size(); ++i)
-        EXPECT_EQ(std::bit_cast<uint32_t>(back[i]), static_cast<uint32_t>(out[i].bits) << 16) << x[i];
     }
   }
 }

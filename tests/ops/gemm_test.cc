@@ -563,5 +563,24 @@ TEST(Pack, MisuseIsCaught) {
   EXPECT_THROW(Pack(negative, DType::kF32, PackSide::kForward, {bytes.get(), 0}, t.ctx), CheckError);
 }
 
+TEST(PackedWeight, PartsOutsideOfItAreCaught) {
+  const ThrowingChecks guard;
+  TestContext t;
+  const FencedMatrix m(96, 8);
+  const AlignedBytes bytes = AllocateAligned(96 * 8 * 4);
+  const PackedWeight w = Pack(m.view(), DType::kF32, PackSide::kForward, {bytes.get(), 96 * 8 * 4}, t.ctx);
+  EXPECT_EQ(w.Outputs(32, 64).data, w.panel(1));
+  EXPECT_THROW(w.Outputs(-32, 32), CheckError);
+  EXPECT_THROW(w.Outputs(16, 32), CheckError);
+  EXPECT_THROW(w.Outputs(64, 33), CheckError);
+  EXPECT_THROW(w.Outputs(32, -32), CheckError);
+  EXPECT_EQ(w.Inputs(2, 6).panel(1), w.panel(1) + 2 * kPanel * 4);
+  EXPECT_THROW(w.Inputs(-2, 4), CheckError);
+  EXPECT_THROW(w.Inputs(1, 4), CheckError);
+  EXPECT_THROW(w.Inputs(2, 3), CheckError);
+  EXPECT_THROW(w.Inputs(4, 6), CheckError);
+  EXPECT_THROW(w.Inputs(4, -2), CheckError);
+}
+
 }  // namespace
 }  // namespace moe::test

@@ -44,7 +44,8 @@ struct KernelTable {
   // c[r][0..32) (+)= sum over k of a[r][k] * b[k*b_stride + 0..32), rows <= max_rows. accumulate: starts from c, else from 0.
   void (*tile_f32)(int64_t rows, int64_t K, const float* const* a, const float* b, int64_t b_stride, float* c, int64_t ldc,
                    bool accumulate, const NextTiles& next);
-  // The same with a column-wise a: element (r, k) is a[k*a_stride + r]. c = A^T B: weight gradients.
+  // The same with a column-wise a: element (r, k) is a[k*a_stride + r]. Weight gradients, c = A^T B, and forward products of
+  // many rows, turned by interleave_tile; the same bits as tile_f32.
   void (*outer_f32)(int64_t rows, int64_t K, const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
                     int64_t ldc, bool accumulate, const NextTiles& next);
   // bf16 twins: an element is a pair of bf16 along the contraction (low half first), K2 and strides count pairs.
@@ -64,7 +65,6 @@ struct KernelTable {
   void (*pack_both_bf16)(const float* w, int64_t stride, int64_t cols, bool stream, uint32_t* forward, uint32_t* transposed,
                          int64_t transposed_stride);
   void (*to_bf16)(const float* x, int64_t n, Bf16* out);  // below the normal range the result may be 0
-  void (*to_float)(const Bf16* x, int64_t n, float* out);
   // out[k*max_rows + r] = a[r][k], rows <= max_rows: words of four bytes. Writes up to kMaxTileRows words beyond the end.
   void (*interleave_tile)(int64_t rows, int64_t K, const uint32_t* const* a, uint32_t* out);
   // out[i] = pair(x0[i], x1[i]); x1 null: (x0[i], 0).

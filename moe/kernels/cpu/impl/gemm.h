@@ -190,9 +190,6 @@ void ToBf16Row(const float* x, int64_t n, Bf16* out) {
 #endif
   for (; i < n; ++i) out[i].bits = static_cast<uint16_t>(Bf16Bits(x[i]));
 }
-void ToFloatRow(const Bf16* x, int64_t n, float* out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = __builtin_bit_cast(float, static_cast<uint32_t>(x[i].bits) << 16);
-}
 void InterleaveBf16(const float* x0, const float* x1, int64_t n, uint32_t* out) {
   int64_t i = 0;
 #ifdef __AVX512BF16__

@@ -15,7 +15,6 @@ const KernelTable kTable = {
     .pack_both_f32 = PackBothF32,
     .pack_both_bf16 = PackBothBf16,
     .to_bf16 = ToBf16Row,
-    .to_float = ToFloatRow,
     .interleave_tile = InterleaveTile,
     .interleave_bf16 = InterleaveBf16,
     .spread_f32 = SpreadF32,
