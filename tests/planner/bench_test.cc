@@ -53,7 +53,8 @@ TEST(RunBench, RunsEverythingInEveryRoundAndNamesTheFastestPeerFirst) {
   EXPECT_EQ(r.rounds, 3);
   EXPECT_GE(own, 2 + 3);
   EXPECT_GE(reference, 2 + 3);
-  EXPECT_EQ(slow, 2 + 2 * 3);  // long enough alone, but warmed before each
+  EXPECT_GE(slow, 2 + 3);  // long enough alone, and warmed before each unless the first took very long
+  EXPECT_LE(slow, 2 + 2 * 3);
   EXPECT_GE(fast, 2 + 3);
   for (const Measured* m : {&r.run_s, &r.per_s, &r.ceiling, &r.fraction, &r.reference_ratio}) ExpectOrdered(*m);
   EXPECT_GE(r.run_s.min, 500e-6);
