@@ -1,4 +1,12 @@
-// The table itself, the one symbol that an isa file exports.
+// The table itself, the one symbol that an isa file exports, and the sources of all that it names.
+#include "moe/kernels/cpu/impl/simd.h"
+//
+#include "moe/kernels/cpu/impl/interleave.h"
+#include "moe/kernels/cpu/impl/pack.h"
+#include "moe/kernels/cpu/impl/peak.h"
+#include "moe/kernels/cpu/impl/round.h"
+#include "moe/kernels/cpu/impl/rows.h"
+#include "moe/kernels/cpu/impl/tile.h"
 
 namespace moe::MOE_ISA {
 

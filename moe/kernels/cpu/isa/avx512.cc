@@ -5,8 +5,4 @@
 #define MOE_TILE_ROWS 12
 #include <immintrin.h>
 
-#include "moe/kernels/cpu/impl/simd.h"
-//
-#include "moe/kernels/cpu/impl/gemm.h"
-#include "moe/kernels/cpu/impl/rows.h"
 #include "moe/kernels/cpu/impl/table.h"

@@ -4,8 +4,4 @@
 #define MOE_VECTOR_BYTES 16
 #define MOE_TILE_ROWS 4
 
-#include "moe/kernels/cpu/impl/simd.h"
-//
-#include "moe/kernels/cpu/impl/gemm.h"
-#include "moe/kernels/cpu/impl/rows.h"
 #include "moe/kernels/cpu/impl/table.h"
