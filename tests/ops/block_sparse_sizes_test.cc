@@ -5,11 +5,7 @@
 #include <cmath>
 #include <vector>
 
-#include "moe/ops/block_sparse.h"
-#include "testing/matchers.h"
-#include "testing/random.h"
-#include "testing/reference/gemm.h"
-#include "testing/test_context.h"
+#include "tests/ops/block_sparse_cases.h"
 
 namespace moe::test {
 namespace {
@@ -38,12 +34,6 @@ struct Strips {
   }
 };
 
-std::vector<double> Bounds(const ReferenceProduct& product, int64_t terms) {
-  std::vector<double> out;
-  for (const double sum_abs : product.sum_abs) out.push_back(DotTolerance(terms + 1, sum_abs).absolute);
-  return out;
-}
-
 template <class F>
 void ForEachTableAndFormat(F&& fn) {
   for (const KernelTable* table : SupportedKernelTables()) {
@@ -56,29 +46,12 @@ void ForEachTableAndFormat(F&& fn) {
   }
 }
 
-// A weight [N,K] of each expert.
-struct Weights {
-  std::vector<FencedMatrix> dense;
-  std::vector<AlignedBytes> bytes;
-  std::vector<PackedWeight> packed;
-
-  Weights(int64_t N, int64_t K, DType format, Rng& rng, ExecContext& ctx) {
-    for (int64_t e = 0; e < Diagonal::kExperts; ++e) {
-      dense.emplace_back(N, K);
-      FillNormal(dense.back().view(), rng);
-      const auto size = static_cast<size_t>(PackedBytes(format, N, K, PackSide::kForward));
-      bytes.push_back(AllocateAligned(size));
-      packed.push_back(Pack(dense.back().view(), format, PackSide::kForward, {bytes.back().get(), size}, ctx));
-    }
-  }
-  MatView<const float> of(int64_t e) const { return dense[static_cast<size_t>(e)].view(); }
-};
-
 TEST(BlockSparseOf64, ForwardProductsMatchTheTwin) {
   ForEachTableAndFormat([](const Diagonal& d, DType format, Rng& rng, ExecContext& ctx) {
     constexpr int64_t K = 37, N = 45;
     const bool bf16 = format == DType::kBf16;
-    const Weights up(Diagonal::kColumns, K, format, rng, ctx), down(N, Diagonal::kColumns, format, rng, ctx);
+    const Segments up(Diagonal::kExperts, Diagonal::kColumns, K, format, rng, ctx),
+        down(Diagonal::kExperts, N, Diagonal::kColumns, format, rng, ctx);
     FencedMatrix x(Diagonal::kRows, K), y(Diagonal::kRows, N);
     FillNormal(x.view(), rng);
     Strips s(d);

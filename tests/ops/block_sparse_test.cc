@@ -2,189 +2,14 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cmath>
 #include <vector>
 
-#include "testing/matchers.h"
-#include "testing/random.h"
-#include "testing/reference/gemm.h"
 #include "testing/reference/rows.h"
-#include "testing/test_context.h"
+#include "tests/ops/block_sparse_cases.h"
 
 namespace moe::test {
 namespace {
-
-// Which blocks are there, as a mask, and the topology made from it.
-struct Blocks {
-  int64_t block, rows, columns;  // the latter two in blocks
-  std::vector<bool> there;       // [rows, columns]
-  std::vector<int32_t> row_begin, column, used;
-  BlockTopology topology;
-
-  Blocks(int64_t b, int64_t r, int64_t c, std::vector<bool> mask, std::vector<int32_t> rows_used, ExecContext& ctx)
-      : block(b), rows(r), columns(c), there(std::move(mask)), row_begin{0}, used(std::move(rows_used)) {
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t j = 0; j < columns; ++j) {
-        if (there[static_cast<size_t>(i * columns + j)]) column.push_back(static_cast<int32_t>(j));
-      }
-      row_begin.push_back(static_cast<int32_t>(column.size()));
-    }
-    topology = MakeTopology(block, columns, row_begin, column, used, ctx);
-  }
-  bool Has(int64_t row, int64_t column_of_s, int64_t width) const {
-    const int64_t i = row / block, j = column_of_s / (block * width);
-    return there[static_cast<size_t>(i * columns + j)] && Used(row);
-  }
-  bool Used(int64_t row) const { return used.empty() || row % block < used[static_cast<size_t>(row / block)]; }
-};
-
-// Block-diagonal (an MoE layer's), random, or full.
-enum class Kind { kDiagonal, kRandom, kFull };
-
-Blocks MakeBlocks(Kind kind, int64_t block, int64_t experts, bool ragged, Rng& rng, ExecContext& ctx) {
-  const int64_t columns = 2 * experts;  // two blocks an expert
-  std::vector<bool> mask;
-  std::vector<int32_t> used;
-  int64_t rows = 0;
-  for (int64_t e = 0; e < experts; ++e) {
-    const int64_t few = block > 64 ? e : rng.Below(4);  // none, too; of the large ones none, then one
-    const int64_t count = kind == Kind::kDiagonal ? few : 2;
-    for (int64_t i = 0; i < count; ++i, ++rows) {
-      for (int64_t j = 0; j < columns; ++j) {
-        mask.push_back(kind == Kind::kFull || (kind == Kind::kDiagonal ? j / 2 == e : rng.Below(5) < 3));
-      }
-      const bool last = i + 1 == count;
-      used.push_back(static_cast<int32_t>(ragged && (last || kind == Kind::kRandom) ? rng.Below(block + 1) : block));
-    }
-  }
-  return {block, rows, columns, mask, ragged ? used : std::vector<int32_t>{}, ctx};
-}
-
-// S as a dense matrix: 0 where no block is.
-std::vector<float> Dense(const Blocks& blocks, const BlockMatrix& s) {
-  const int64_t columns = blocks.columns * s.columns_per_block();
-  std::vector<float> out(static_cast<size_t>(blocks.rows * blocks.block * columns));
-  size_t next = 0;
-  for (int64_t i = 0; i < blocks.rows; ++i) {
-    for (int64_t r = i * blocks.block; r < (i + 1) * blocks.block; ++r) {
-      for (int64_t c = 0; c < columns; ++c) {
-        if (!blocks.there[static_cast<size_t>(i * blocks.columns + c / s.columns_per_block())]) continue;
-        out[static_cast<size_t>(r * columns + c)] = blocks.Used(r) ? s.values.as<float>().data[next] : 0;
-        ++next;
-      }
-    }
-  }
-  EXPECT_EQ(static_cast<int64_t>(next), s.values.size());
-  return out;
-}
-
-struct Values {
-  std::vector<float> storage;
-  BlockMatrix matrix;
-  Values(const Blocks& blocks, int64_t width, float fill) {
-    matrix = {.topology = &blocks.topology, .width = width};
-    storage.assign(static_cast<size_t>(matrix.size()), fill);
-    matrix.values = MatView<float>(storage.data(), 1, matrix.size());
-  }
-  // Random where used, NaN where not.
-  Values(const Blocks& blocks, int64_t width, Rng& rng) : Values(blocks, width, NAN) {
-    size_t next = 0;
-    for (int64_t i = 0; i < blocks.rows; ++i) {
-      const int64_t strip = (blocks.row_begin[static_cast<size_t>(i) + 1] - blocks.row_begin[static_cast<size_t>(i)]) *
-                            matrix.columns_per_block();
-      for (int64_t r = i * blocks.block; r < (i + 1) * blocks.block; ++r) {
-        for (int64_t c = 0; c < strip; ++c, ++next) {
-          if (blocks.Used(r)) storage[next] = static_cast<float>(rng.Normal());
-        }
-      }
-    }
-  }
-};
-
-struct Segments {
-  std::vector<FencedMatrix> dense;
-  std::vector<AlignedBytes> bytes;
-  std::vector<PackedWeight> packed;
-  Segments(int64_t count, int64_t N, int64_t K, DType format, Rng& rng, ExecContext& ctx) {
-    for (int64_t i = 0; i < count; ++i) {
-      dense.emplace_back(N, K);
-      FillNormal(dense.back().view(), rng);
-      const auto size = static_cast<size_t>(PackedBytes(format, N, K, PackSide::kForward));
-      bytes.push_back(AllocateAligned(size));
-      packed.push_back(Pack(dense.back().view(), format, PackSide::kForward, {bytes.back().get(), size}, ctx));
-    }
-  }
-};
-
-std::vector<double> Bounds(const ReferenceProduct& product, int64_t terms, std::span<const float> before = {}) {
-  std::vector<double> out;
-  for (size_t i = 0; i < product.sum_abs.size(); ++i) {
-    out.push_back(DotTolerance(terms + 2, product.sum_abs[i] + (before.empty() ? 0 : std::fabs(before[i]))).absolute);
-  }
-  return out;
-}
-
-struct Case {
-  Kind kind;
-  int64_t block, experts;
-  bool ragged;
-};
-std::vector<Case> Cases() {
-  std::vector<Case> out;
-  for (const Kind kind : {Kind::kDiagonal, Kind::kRandom, Kind::kFull}) {
-    for (const bool ragged : {false, true}) {
-      for (const int64_t block : {16, 32, 48}) out.push_back({kind, block, kind == Kind::kFull || block == 48 ? 2 : 3, ragged});
-    }
-    out.push_back({kind, 128, kind == Kind::kDiagonal ? 2 : 1, true});
-  }
-  return out;
-}
-
-template <class F>
-void ForEachCase(F&& fn) {
-  for (const KernelTable* table : SupportedKernelTables()) {
-    for (const Case& c : Cases()) {
-      for (const DType format : {DType::kF32, DType::kBf16}) {
-        SCOPED_TRACE(fmt::format("{} kind {} block {} ragged {} {}", table->name, static_cast<int>(c.kind), c.block, c.ragged,
-                                 Name(format)));
-        TestContext t(2, table);
-        Rng rng(static_cast<uint64_t>(c.block) + 1);
-        const Blocks blocks = MakeBlocks(c.kind, c.block, c.experts, c.ragged, rng, t.ctx);
-        fn(blocks, c, format, rng, t.ctx);
-      }
-    }
-  }
-}
-
-TEST(BlockSparse, TheTopologyIndexesBlocksByRowAndColumn) {
-  TestContext t;
-  // x . x
-  // . x x
-  // x . x
-  const Blocks b(16, 3, 3, {true, false, true, false, true, true, true, false, true}, {}, t.ctx);
-  const BlockTopology& top = b.topology;
-  EXPECT_EQ(std::vector<int32_t>(top.row.begin(), top.row.end()), (std::vector<int32_t>{0, 0, 1, 1, 2, 2}));
-  EXPECT_EQ(std::vector<int32_t>(top.column_begin.begin(), top.column_begin.end()), (std::vector<int32_t>{0, 2, 3, 6}));
-  EXPECT_EQ(std::vector<int32_t>(top.by_column.begin(), top.by_column.end()), (std::vector<int32_t>{0, 4, 2, 1, 3, 5}));
-  EXPECT_EQ(top.num_rows(), 48);
-}
-
-TEST(BlockSparse, AnMoeLayersTopologyIsARectanglePerExpert) {
-  TestContext t;
-  const Blocks b(32, 5, 4, {true,  true,  false, false, true,  true,  false, false, true, true, false, false,  //
-                            false, false, true,  true,  false, false, true,  true},
-                 {32, 32, 7, 32, 32}, t.ctx);
-  for (const auto rectangles : {b.topology.along_rows, b.topology.along_columns}) {
-    ASSERT_EQ(rectangles.size(), 2u);
-    EXPECT_EQ(rectangles[0].rows, 71);
-    EXPECT_EQ(rectangles[0].columns, 2);
-    EXPECT_EQ(rectangles[1].row_block, 3);
-    EXPECT_EQ(rectangles[1].rows, 64);
-    EXPECT_EQ(rectangles[1].column, 2);
-    EXPECT_EQ(rectangles[1].round, 0);
-  }
-}
 
 TEST(BlockSparse, SparseFromDense) {
   ForEachCase([](const Blocks& blocks, const Case& c, DType format, Rng& rng, ExecContext& ctx) {
@@ -202,9 +27,7 @@ TEST(BlockSparse, SparseFromDense) {
       auto want = Multiply(
           M, columns, K,
           [&](int64_t m, int64_t k) { return AsInput(x.view()(gather ? rows[static_cast<size_t>(m)] : m, k), bf16); },
-          [&](int64_t n, int64_t k) {
-            return AsInput(w.dense[static_cast<size_t>(n / (2 * c.block))].view()(n % (2 * c.block), k), bf16);
-          });
+          [&](int64_t n, int64_t k) { return AsInput(w.of(n / (2 * c.block))(n % (2 * c.block), k), bf16); });
       const auto bounds = Bounds(want, K);
       for (int64_t m = 0; m < M; ++m) {
         for (int64_t n = 0; n < columns; ++n) {
@@ -248,9 +71,7 @@ TEST(BlockSparse, DenseFromSparse) {
     const bool bf16 = format == DType::kBf16;
     const auto want = Multiply(
         M, N, columns, [&](int64_t m, int64_t k) { return AsInput(dense[static_cast<size_t>(m * columns + k)], bf16); },
-        [&](int64_t n, int64_t k) {
-          return AsInput(w.dense[static_cast<size_t>(k / (2 * c.block))].view()(n, k % (2 * c.block)), bf16);
-        });
+        [&](int64_t n, int64_t k) { return AsInput(w.of(k / (2 * c.block))(n, k % (2 * c.block)), bf16); });
     const auto bounds = Bounds(want, columns);
     for (int64_t m = 0; m < M; ++m) {
       const auto row = static_cast<size_t>(m * N);
@@ -262,80 +83,6 @@ TEST(BlockSparse, DenseFromSparse) {
       }
     }
     EXPECT_TRUE(y.Intact());
-  });
-}
-
-TEST(BlockSparse, TransposedSparseTimesDense) {
-  ForEachCase([](const Blocks& blocks, const Case& c, DType format, Rng& rng, ExecContext& ctx) {
-    constexpr int64_t K = 35;
-    const int64_t M = blocks.topology.num_rows(), columns = blocks.columns * c.block * 2;
-    const Values s(blocks, 2, rng);
-    FencedMatrix x(9, K);
-    FillNormal(x.view(), rng);
-    const auto rows = RandomInts(M, 9, rng);
-    std::vector<FencedMatrix> d_w;
-    std::vector<MatView<float>> views;
-    std::vector<float> before;
-    for (int64_t e = 0; e < c.experts; ++e) {
-      d_w.emplace_back(4 * c.block, K);
-      FillNormal(d_w.back().view(), rng);
-      const auto values = d_w.back().dense();
-      before.insert(before.end(), values.begin(), values.end());
-    }
-    for (auto& m : d_w) views.push_back(m.view());
-    AddTransposedSparseTimesDense(s.matrix, x.view(), rows, format, views, ctx);
-    const auto dense = Dense(blocks, s.matrix);
-    const bool bf16 = format == DType::kBf16;
-    auto want = Multiply(
-        columns, K, M, [&](int64_t n, int64_t m) { return AsInput(dense[static_cast<size_t>(m * columns + n)], bf16); },
-        [&](int64_t k, int64_t m) { return AsInput(x.view()(rows[static_cast<size_t>(m)], k), bf16); });
-    std::vector<float> got;
-    for (const auto& m : d_w) {
-      const auto values = m.dense();
-      got.insert(got.end(), values.begin(), values.end());
-      EXPECT_TRUE(m.Intact());
-    }
-    const auto bounds = Bounds(want, M, before);
-    for (size_t i = 0; i < want.value.size(); ++i) want.value[i] += before[i];
-    ExpectClose(got, want.value, bounds);
-  });
-}
-
-TEST(BlockSparse, TransposedDenseTimesSparse) {
-  ForEachCase([](const Blocks& blocks, const Case& c, DType format, Rng& rng, ExecContext& ctx) {
-    constexpr int64_t N = 21;
-    const int64_t M = blocks.topology.num_rows(), columns = blocks.columns * c.block;
-    const Values s(blocks, 1, rng);
-    FencedMatrix d_y(M, N);
-    FillNormal(d_y.view(), rng);
-    std::vector<FencedMatrix> d_w;
-    std::vector<MatView<float>> views;
-    for (int64_t e = 0; e < c.experts; ++e) {
-      d_w.emplace_back(N, 2 * c.block);
-      FillNormal(d_w.back().view(), rng);
-    }
-    const auto gather_columns = [&] {
-      std::vector<float> out;
-      for (int64_t n = 0; n < N; ++n) {
-        for (auto& m : d_w) {
-          const auto row = m.view().row_span(n);
-          out.insert(out.end(), row.begin(), row.end());
-        }
-      }
-      return out;
-    };
-    const auto before = gather_columns();
-    for (auto& m : d_w) views.push_back(m.view());
-    AddTransposedDenseTimesSparse(d_y.view(), s.matrix, format, views, ctx);
-    const auto dense = Dense(blocks, s.matrix);
-    const bool bf16 = format == DType::kBf16;
-    auto want = Multiply(
-        N, columns, M, [&](int64_t n, int64_t m) { return AsInput(d_y.view()(m, n), bf16); },
-        [&](int64_t k, int64_t m) { return AsInput(dense[static_cast<size_t>(m * columns + k)], bf16); });
-    const auto bounds = Bounds(want, M, before);
-    for (size_t i = 0; i < want.value.size(); ++i) want.value[i] += before[i];
-    for (const auto& m : d_w) EXPECT_TRUE(m.Intact());
-    ExpectClose(gather_columns(), want.value, bounds);
   });
 }
 
