@@ -1,36 +1,10 @@
 // What must hold whatever the numbers: mostly bit for bit.
 #include <algorithm>
-#include <atomic>
-#include <cstdlib>
-#include <new>
 #include <numeric>
 
 #include "moe/mixture/combine.h"
 #include "moe/mixture/executor.h"
 #include "tests/mixture/layer_fixture.h"
-
-// Counts what the process asks of the heap, so that a step can be shown to ask nothing. Sanitizers have their own operators.
-namespace {
-std::atomic<int64_t> num_heap_allocations = 0;
-}
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define MOE_TEST_OWN_HEAP 1
-#endif
-#endif
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(MOE_TEST_OWN_HEAP)
-[[gnu::noinline]] void* operator new(size_t size) {
-  ++num_heap_allocations;
-  if (void* p = std::malloc(std::max<size_t>(size, 1))) return p;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void operator delete(void* p) noexcept {
-  std::free(p);
-}
-[[gnu::noinline]] void operator delete(void* p, size_t) noexcept {
-  std::free(p);
-}
-#endif
 
 namespace moe::test {
 namespace {
@@ -287,41 +261,6 @@ TEST(LayerProperties, StridesDoNotMatter) {
                    std::span(dense.d_x).subspan(static_cast<size_t>(t * 12), 12));
   }
   ExpectSameBits(std::span<const float>(layer.parameter("experts.down").grad.span()), dense.d_w.down);
-}
-
-TEST(LayerProperties, AStepAsksNothingOfTheHeapOnceTheArenaHasItsSize) {
-  for (const Executor executor : kExecutors) {
-    for (const DType format : {DType::kF32, DType::kBf16}) {
-      LayerOptions options{.D = 24, .format = format, .threads = 2};
-      options.config.executor = executor;
-      options.config.num_shared_experts = 1;
-      options.config.router.capacity_factor = 1;
-      Layer layer(options);
-      Rng rng(5);
-      const int64_t T = 300;
-      const auto x = NormalFloats(T * 24, rng), d_y = NormalFloats(T * 24, rng);
-      std::vector<float> y(x.size()), d_x(x.size());
-      std::vector<uint8_t> valid(static_cast<size_t>(T), 1);
-      valid[7] = 0;
-      const MatView<const float> x_view(x.data(), T, 24), d_y_view(d_y.data(), T, 24);
-      RouterAux aux;
-      const auto step = [&] {
-        layer.arena().Reset();
-        MoeSaved saved;
-        const bool ok = layer.layer().Forward(x_view, valid, {y.data(), T, 24}, &saved, &aux, nullptr, layer.ctx()) &&
-                        layer.layer().Forward(x_view, valid, {y.data(), T, 24}, nullptr, &aux, nullptr, layer.ctx());
-        layer.layer().Backward(x_view, saved, d_y_view, 1, {d_x.data(), T, 24}, layer.ctx());
-        return ok;
-      };
-      ASSERT_TRUE(step());
-      ASSERT_TRUE(step());
-      const int64_t blocks = layer.arena().num_allocations(), peak = layer.arena().peak_bytes(), heap = num_heap_allocations;
-      for (int i = 0; i < 3; ++i) ASSERT_TRUE(step());
-      EXPECT_EQ(num_heap_allocations - heap, 0);
-      EXPECT_EQ(layer.arena().num_allocations(), blocks);
-      EXPECT_EQ(layer.arena().peak_bytes(), peak);
-    }
-  }
 }
 
 TEST(LayerProperties, InferenceGivesItsMemoryBackButForTheCounts) {
