@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -62,24 +63,40 @@ std::string Given(const CLI::Option* option) {
   return given;
 }
 
+// What "-m" or "--modle" may have meant; empty where nothing is near. A letter stands for the first long flag that begins with
+// it.
+std::string NearestFlag(const std::string& flag, const std::vector<std::string>& names) {
+  if (flag.size() != 2 || flag[1] == '-') return std::string(Nearest(flag, names));
+  const auto named = std::ranges::find_if(names, [&](const std::string& name) { return name.starts_with("-" + flag); });
+  return named == names.end() ? "" : *named;
+}
+
+Error UnknownFlag(const CLI::App& app, const std::string& got) {
+  std::vector<std::string> names;
+  for (const CLI::Option* option : app.get_options([](const CLI::Option* o) { return o->nonpositional(); })) {
+    for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
+    for (const std::string& name : option->get_snames()) names.push_back("-" + name);
+  }
+  const std::string flag = got.substr(0, got.find('=')), nearest = NearestFlag(flag, names);
+  return {"flags",
+          fmt::format("got '{}', expected {}", flag,
+                      nearest.empty() ? "one of " + JoinNames(names) : fmt::format("'{}'?", nearest)),
+          2};
+}
+
 Error Translate(const CLI::App& app, const CLI::ParseError& error) {
   const std::string message = error.what();
   const auto usage = [](std::string where, std::string what) { return Error{std::move(where), std::move(what), 2}; };
   if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) {
     const auto extras = app.remaining();
     const std::string got = extras.empty() ? message : extras.front();
-    if (got.starts_with("-")) {
-      std::vector<std::string> names;
-      for (const CLI::Option* option : app.get_options([](const CLI::Option* o) { return o->nonpositional(); })) {
-        for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
-        for (const std::string& name : option->get_snames()) names.push_back("-" + name);
-      }
-      const std::string flag = got.substr(0, got.find('='));
-      const std::string_view nearest = Nearest(flag, names);
-      return usage("flags", fmt::format("got '{}', expected {}", flag,
-                                        nearest.empty() ? "one of " + JoinNames(names) : fmt::format("'{}'?", nearest)));
-    }
+    if (got.starts_with("-")) return UnknownFlag(app, got);
     return usage("arguments", fmt::format("got '{}', expected only flags; see {} --help", got, app.get_name()));
+  }
+  if (dynamic_cast<const CLI::RequiredError*>(&error) != nullptr) {  // more likely misspelled than forgotten
+    const auto extras = app.remaining();
+    const auto flag = std::ranges::find_if(extras, [](const std::string& extra) { return extra.starts_with("-"); });
+    if (flag != extras.end()) return UnknownFlag(app, *flag);
   }
   const CLI::Option* option = OptionIn(app, message);
   const std::string where = option == nullptr ? "flags" : option->get_name();

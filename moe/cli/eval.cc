@@ -119,7 +119,7 @@ std::string Report(const EvalFlags& flags, const EvalData& data, const Evaluatio
   return text;
 }
 
-Status Run(const EvalFlags& flags) {
+Result<int> Run(const EvalFlags& flags) {
   const int64_t batch = flags.batch.value_or(1);
   if (batch < 1 || batch > kMaxBatch) return UsageErr("--batch", "got {}, expected 1..{}", batch, kMaxBatch);
   MOE_TRY(CheckJsonTarget(flags.common));
@@ -139,21 +139,26 @@ Status Run(const EvalFlags& flags) {
   ProgressLine progress;
   EvaluateOptions options{
       .context = context, .batch = flags.batch.value_or(0), .bos_id = BosId(folder.config, folder.tokenizer)};
+  int64_t tokens_done = 0;
+  bool stopped = false;
   options.on_step = [&](int64_t done, int64_t total, double loss_sum) {
     const double seconds = NowSeconds() - start_s;
     if (seconds > kQuietSeconds && progress.Due()) progress.Update(ProgressText(done, total, loss_sum, seconds));
-    return !InterruptRequested();
+    tokens_done = done, stopped = done < total && InterruptRequested();
+    return !stopped;
   };
   const auto result = Evaluate(*model, data.documents, options, run->exec);
   const double seconds = NowSeconds() - start_s;
   progress.Finish();
-  if (!result) {
-    Error error = result.error();
-    if (InterruptRequested()) error.exit_code = kExitInterrupted;
-    return tl::make_unexpected(std::move(error));
+  if (!result && stopped) {
+    fmt::print(stderr, "stopped after {} of {} tokens; there is no result\n", FormatCount(static_cast<double>(tokens_done)),
+               FormatCount(static_cast<double>(data.num_tokens())));
+    return kExitInterrupted;
   }
+  if (!result) return tl::make_unexpected(result.error());
   if (!flags.common.json_on_stdout()) MOE_TRY(WriteStdout(Report(flags, data, *result, seconds)));
-  return WriteJsonResult(flags.common, ToJson(flags, *model, data, *result, seconds, *run));
+  MOE_TRY(WriteJsonResult(flags.common, ToJson(flags, *model, data, *result, seconds, *run)));
+  return 0;
 }
 
 }  // namespace
@@ -177,8 +182,8 @@ int RunEval(int argc, char** argv) {
                     {"moe eval --model runs/demo --data a.txt b.txt --json -", "the same as JSON, file by file and in all"},
                     {"moe eval --model runs/demo --data a.txt --dtype bf16", "what bf16 costs in bits per byte"}});
   if (const auto exit_code = ParseFlags(app, argc, argv)) return *exit_code;
-  const Status status = Run(flags);
-  return status ? 0 : Fail(status.error());
+  const auto exit_code = Run(flags);
+  return exit_code ? *exit_code : Fail(exit_code.error());
 }
 
 }  // namespace moe

@@ -74,10 +74,6 @@ Result<Inspection> Inspect(const InspectFlags& flags) {
   return result;
 }
 
-std::string_view ScoreName(RouterScore score) {
-  return score == RouterScore::kSoftmax ? "softmax" : "topk_softmax";
-}
-
 nlohmann::json LayerJson(const LayerSpec& layer) {
   if (layer.ffn == FfnKind::kDense) return {{"ffn", "dense"}, {"ffn_width", layer.ffn_width}};
   return {{"ffn", "moe"},
@@ -89,7 +85,7 @@ nlohmann::json LayerJson(const LayerSpec& layer) {
 }
 
 nlohmann::json RoutingJson(const RouterConfig& router) {
-  return {{"score", std::string(ScoreName(router.score))},
+  return {{"score", std::string(Name(router.score))},
           {"top_k", router.top_k},
           {"normalize", router.normalize},
           {"capacity_factor", router.capacity_factor},

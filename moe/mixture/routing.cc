@@ -68,6 +68,10 @@ struct Partial {
 
 }  // namespace
 
+std::string_view Name(RouterScore score) {
+  return std::ranges::find(kRouterScores, score, [](const auto& named) { return named.second; })->first;
+}
+
 Status Validate(const RouterConfig& config, const std::string& where) {
   if (config.num_experts < 1 || config.num_experts > INT32_MAX) {
     return Err(where + ": experts", "got {}, expected at least 1", config.num_experts);

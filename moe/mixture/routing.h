@@ -1,9 +1,11 @@
 #pragma once
 // What a router says: which experts each token chose, how much each counts, and what it cost to choose them.
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <string_view>
+#include <utility>
 
 #include "moe/base/result.h"
 #include "moe/ops/exec_context.h"
@@ -15,6 +17,10 @@ enum class RouterScore : uint8_t {
   kSoftmax,      // p = softmax over all experts, then the k largest (Mixtral, OLMoE, Qwen3)
   kTopKSoftmax,  // the k largest logits, then softmax over those k
 };
+// Their names in recipes, in config.json and in what programs print.
+inline constexpr std::array<std::pair<std::string_view, RouterScore>, 2> kRouterScores = {
+    {{"softmax", RouterScore::kSoftmax}, {"topk_softmax", RouterScore::kTopKSoftmax}}};
+std::string_view Name(RouterScore score);
 
 // Routing policy is a value; every field has the meaning of Hugging Face configs where one exists.
 struct RouterConfig {

@@ -145,11 +145,14 @@ Result<LayerSpec> ParseMoeCppLayer(const Reader& reader) {
   MOE_TRY(moe.expert_width, reader.Int("moe_intermediate_size"));
   MOE_TRY(moe.num_shared_experts, reader.Int("n_shared_experts", 0));
   MOE_TRY(moe.shared_expert_width, reader.Int("shared_expert_intermediate_size", 0));
-  MOE_TRY(const std::string score, reader.String("scoring_func", "softmax"));
-  if (score != "softmax" && score != "topk_softmax") {
-    return Err(reader.where(), "scoring_func: got \"{}\", expected \"softmax\" or \"topk_softmax\"", Printable(score));
+  MOE_TRY(const std::string score, reader.String("scoring_func", std::string(Name(RouterScore::kSoftmax))));
+  const auto named = std::ranges::find(kRouterScores, score, [](const auto& known) { return known.first; });
+  if (named == kRouterScores.end()) {
+    std::string expected;
+    for (const auto& [name, value] : kRouterScores) expected += fmt::format("{}\"{}\"", expected.empty() ? "" : " or ", name);
+    return Err(reader.where(), "scoring_func: got \"{}\", expected {}", Printable(score), expected);
   }
-  router.score = score == "softmax" ? RouterScore::kSoftmax : RouterScore::kTopKSoftmax;
+  router.score = named->second;
   MOE_TRY(router.normalize, reader.Bool("norm_topk_prob", true));
   MOE_TRY(router.capacity_factor, reader.Number("capacity_factor", 0));
   MOE_TRY(router.balance_loss, reader.Number("router_aux_loss_coef", 0));
@@ -240,7 +243,7 @@ ordered_json MoeCppLayer(const LayerSpec& layer) {
           {"moe_intermediate_size", moe.expert_width},
           {"n_shared_experts", moe.num_shared_experts},
           {"shared_expert_intermediate_size", moe.shared_expert_width},
-          {"scoring_func", router.score == RouterScore::kSoftmax ? "softmax" : "topk_softmax"},
+          {"scoring_func", Name(router.score)},
           {"norm_topk_prob", router.normalize},
           {"capacity_factor", router.capacity_factor},
           {"router_aux_loss_coef", router.balance_loss},

@@ -64,6 +64,7 @@ tl::unexpected<Error> Wrong(const Given& given, const std::string& got, const st
 struct Reader {
   const GivenKeys& given;
   std::string folder;
+  std::map<std::string, std::string>& relative_paths;  // of the recipe
   Status status = {};
 
   template <class T, class Range>
@@ -110,13 +111,13 @@ struct Reader {
     }
     return Wrong(g, Shown(*g.node), expected);
   }
-  Status Read(const Given& g, std::string& member, std::nullptr_t) const {
+  Status Read(const Given& g, std::string& member, std::nullptr_t) {
     const auto* text = g.node->as_string();
     if (text == nullptr) return Wrong(g, Shown(*g.node), "a file name in quotes");
     MOE_TRY(member, Path(g, text->get()));
     return {};
   }
-  Status Read(const Given& g, std::vector<std::string>& member, std::nullptr_t) const {
+  Status Read(const Given& g, std::vector<std::string>& member, std::nullptr_t) {
     std::vector<std::string> paths;
     if (const auto* text = g.node->as_string(); text != nullptr && g.from_flag) {
       MOE_TRY(paths.emplace_back(), Path(g, text->get()));
@@ -143,11 +144,14 @@ struct Reader {
     return {};
   }
 
-  Result<std::string> Path(const Given& g, const std::string& path) const {
+  Result<std::string> Path(const Given& g, const std::string& path) {
     if (path.empty()) return path;
     const fs::path base = g.from_flag ? fs::path() : fs::path(folder);
     const std::string whole = fs::absolute(base / path).lexically_normal().string();
     if (ValidUtf8Prefix(whole) != whole.size()) return Wrong(g, "a path that is not UTF-8", "one a recipe can hold");
+    if (!g.from_flag && fs::path(path).is_relative()) {
+      relative_paths[whole] = fmt::format("{} says \"{}\", which is relative to the recipe's folder", g.where, OneLine(path));
+    }
     return whole;
   }
 };
@@ -316,6 +320,18 @@ Status Resolve(Recipe& recipe, const KeyErrors& wrong) {
   return {};
 }
 
+// The recipe that "demo" or "recipes/demo" may mean, if there is one.
+std::string RecipeNamed(const std::string& name) {
+  for (const char* folder : {"", "recipes/"}) {
+    for (const char* ending : {"", ".toml"}) {
+      std::error_code ignored;
+      const std::string path = folder + name + ending;
+      if (fs::is_regular_file(path, ignored)) return path;
+    }
+  }
+  return "";
+}
+
 }  // namespace
 
 Result<Recipe> ParseRecipe(std::string_view text, const std::string& where, const std::string& folder,
@@ -352,7 +368,7 @@ Result<Recipe> ParseRecipe(std::string_view text, const std::string& where, cons
   // experts = 0 gets its own message below
   const auto experts = given.find("model.experts");
   const bool no_experts = experts != given.end() && experts->second.node->value<int64_t>() == 0;
-  Reader reader{given, folder};
+  Reader reader{given, folder, recipe.relative_paths};
   VisitRecipe(recipe, [&](std::string_view key, auto& member, const auto& range) {
     if (!(no_experts && key == "model.experts")) reader(key, member, range);
   });
@@ -392,6 +408,10 @@ Result<Recipe> LoadRecipe(const std::string& path, const RecipeOverrides& overri
   if (fs::is_character_file(status) || fs::is_block_file(status)) return Err(path, "got a device, expected a recipe");
   if (fs::is_regular_file(status) && fs::file_size(path, error) > 1'000'000) {
     return Err(path, "got {} bytes, expected a recipe, which has at most 1000000", fs::file_size(path, error));
+  }
+  if (const bool is_folder = fs::is_directory(status); is_folder || status.type() == fs::file_type::not_found) {
+    const std::string meant = RecipeNamed(path);
+    if (!meant.empty()) return Err(path, "got {}, expected {}?", is_folder ? "a folder" : "no such file", meant);
   }
   MOE_TRY(const std::string text, ReadFile(path));
   return ParseRecipe(text, path, fs::path(path).parent_path().string(), overrides);

@@ -3,6 +3,7 @@
 // default is written out into the run's folder.
 
 #include <cstdint>
+#include <map>
 #include <set>
 #include <span>
 #include <string>
@@ -82,6 +83,9 @@ struct Recipe {
   TokenizerRecipe tokenizer;
   DataRecipe data;
   TrainRecipe train;
+  // Paths that the recipe's text gave relative to its folder, and how: "demo.toml:20 data.files says \"../a.txt\", which is
+  // relative to the recipe's folder". For errors only.
+  std::map<std::string, std::string> relative_paths;
 };
 
 // What a command line changes: `sets` are "key=value" with dotted keys, the value as in TOML (a bare word is a string; an empty
@@ -97,7 +101,8 @@ struct RecipeOverrides {
   const DataRecipe* begun = nullptr;  // of the run that is resumed
 };
 
-// Errors are one line: file (and line), key, what was got, what was expected; an unknown key comes with the nearest known one.
+// Errors are one line: file (and line), key, what was got, what was expected; an unknown key comes with the nearest known one,
+// the bare name of a recipe with the file that it may mean.
 Result<Recipe> LoadRecipe(const std::string& path, const RecipeOverrides& overrides = {});
 // `where` names the text in errors; `folder` is what its paths are relative to.
 Result<Recipe> ParseRecipe(std::string_view text, const std::string& where, const std::string& folder,

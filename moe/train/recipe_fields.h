@@ -29,8 +29,7 @@ inline constexpr Choices<RecipeFfn, 4> kFfnChoices{{{{"moe", RecipeFfn::kMoe},
                                                      {"dense", RecipeFfn::kDense},
                                                      {"dense-active", RecipeFfn::kDenseActive},
                                                      {"dense-total", RecipeFfn::kDenseTotal}}}};
-inline constexpr Choices<RouterScore, 2> kScoreChoices{
-    {{{"softmax", RouterScore::kSoftmax}, {"topk_softmax", RouterScore::kTopKSoftmax}}}};
+inline constexpr Choices<RouterScore, kRouterScores.size()> kScoreChoices{kRouterScores};
 inline constexpr Choices<Executor, 4> kExecutorChoices{{{{"grouped", Executor::kGrouped},
                                                          {"padded", Executor::kPadded},
                                                          {"loop", Executor::kLoop},

@@ -62,7 +62,7 @@ class Run {
   Status Calibrate();
   Result<RunSummary> Loop();
   Result<bool> EvaluateStep(StepMetrics& metrics);  // false: stopped in the middle
-  Result<std::optional<Evaluation>> EvaluateNow();
+  Result<std::optional<Evaluation>> EvaluateNow(bool observed);
   Status Checkpoint();
   Status CheckWeights() const;
   tl::unexpected<Error> Ruined(const Error& error) const;
@@ -224,7 +224,7 @@ Status Run::Calibrate() {
   double evaluation_s = 0;
   if (!data_->validation_documents.empty()) {
     const double begin = NowSeconds();
-    MOE_TRY(const auto evaluation, EvaluateNow());
+    MOE_TRY(const auto evaluation, EvaluateNow(/*observed=*/false));
     if (!evaluation) return StoppedEarly();
     evaluation_s = NowSeconds() - begin;
   }
@@ -293,11 +293,11 @@ Result<RunSummary> Run::Loop() {
 }
 
 // Nothing: stopped in the middle.
-Result<std::optional<Evaluation>> Run::EvaluateNow() {
+Result<std::optional<Evaluation>> Run::EvaluateNow(bool observed) {
   bool stopped = false;
   const EvaluateOptions options{.batch = std::max<int64_t>(1, recipe_.train.micro_batch_tokens / recipe_.model.context),
                                 .on_step = [&](int64_t done, int64_t total, double) {
-                                  if (observer_.on_evaluating) observer_.on_evaluating(done, total);
+                                  if (observed && observer_.on_evaluating) observer_.on_evaluating(done, total);
                                   stopped = StopRequested();
                                   return !stopped;
                                 }};
@@ -309,7 +309,7 @@ Result<std::optional<Evaluation>> Run::EvaluateNow() {
 
 Result<bool> Run::EvaluateStep(StepMetrics& metrics) {
   const double start = NowSeconds();
-  MOE_TRY(const auto evaluation, EvaluateNow());
+  MOE_TRY(const auto evaluation, EvaluateNow(/*observed=*/true));
   if (!evaluation) return false;
   if (state_.validation_digest != data_->validation_digest) {
     if (!state_.validation_digest.empty()) {  // losses of different texts do not compare

@@ -10,20 +10,40 @@
 namespace moe {
 namespace {
 
-Result<Tokenizer> MakeTokenizer(const TokenizerRecipe& recipe, std::span<const std::string> texts, const std::string& where,
+namespace fs = std::filesystem;
+
+// Paths in recipes are relative to the recipe, which may have been copied to another folder: that is said where one is missing.
+Status CheckExists(const Recipe& recipe, const std::string& path) {
+  std::error_code ignored;
+  if (fs::status(path, ignored).type() != fs::file_type::not_found) return {};
+  const fs::path corpus = fs::path(path).parent_path(), data = corpus.parent_path();
+  const bool is_corpus = corpus.filename() == "debian-prose-1";
+  std::string hint;
+  if (is_corpus && data.filename() == "data" && fs::exists(data.parent_path() / "scripts/corpus.py", ignored)) {
+    hint = "; scripts/corpus.py builds it";  // where it always does
+  } else {
+    if (const auto found = recipe.relative_paths.find(path); found != recipe.relative_paths.end()) hint = "; " + found->second;
+    if (is_corpus) hint += fmt::format("; scripts/corpus.py --out {} builds it", data.string());
+  }
+  return Err(path, "cannot open: No such file or directory{}", hint);
+}
+
+Result<Tokenizer> MakeTokenizer(const Recipe& recipe, std::span<const std::string> texts, const std::string& where,
                                 const std::function<void(const std::string&)>& on_note) {
-  switch (recipe.kind) {
+  const int64_t vocab_size = recipe.tokenizer.vocab_size;
+  switch (recipe.tokenizer.kind) {
     case TokenizerKind::kBytes:
       return Tokenizer::Bytes();
     case TokenizerKind::kFile:
-      return Tokenizer::Load(recipe.file);
+      MOE_TRY(CheckExists(recipe, recipe.tokenizer.file));
+      return Tokenizer::Load(recipe.tokenizer.file);
     case TokenizerKind::kBpe:
       break;
   }
-  if (on_note) on_note(fmt::format("training a tokenizer of {} tokens", recipe.vocab_size));
-  auto tokenizer = TrainBpe(texts, static_cast<int32_t>(recipe.vocab_size));
+  if (on_note) on_note(fmt::format("training a tokenizer of {} tokens", vocab_size));
+  auto tokenizer = TrainBpe(texts, static_cast<int32_t>(vocab_size));
   if (!tokenizer) return Err(where + " tokenizer.vocab_size", "{}", tokenizer.error().what);
-  if (tokenizer->vocab_size() < recipe.vocab_size && on_note) {
+  if (tokenizer->vocab_size() < vocab_size && on_note) {
     on_note(fmt::format("the text has no more than {} tokens worth having", tokenizer->vocab_size()));
   }
   return tokenizer;
@@ -36,14 +56,12 @@ int64_t BytesOf(std::span<const int32_t> tokens, std::span<const int32_t> token_
 }
 
 // As ReadTextFiles, but of files that end.
-Result<std::vector<std::string>> ReadTexts(const std::vector<std::string>& paths) {
+Result<std::vector<std::string>> ReadTexts(const Recipe& recipe, const std::vector<std::string>& paths) {
   for (const std::string& path : paths) {
     std::error_code error;
-    const std::filesystem::file_status status = std::filesystem::status(path, error);
-    if (is_character_file(status) || is_block_file(status)) return Err(path, "got a device, expected a text file");
-    if (!exists(status) && path.find("/debian-prose-1/") != std::string::npos) {
-      return Err(path, "cannot open: No such file or directory; scripts/corpus.py builds it");
-    }
+    const fs::file_status status = fs::status(path, error);
+    if (fs::is_character_file(status) || fs::is_block_file(status)) return Err(path, "got a device, expected a text file");
+    MOE_TRY(CheckExists(recipe, path));
   }
   return ReadTextFiles(paths);
 }
@@ -119,14 +137,14 @@ Result<TrainingData> LoadTrainingData(const Recipe& recipe, const std::string& w
   for (const std::string& path : data.validation) {
     const auto same = [&](const std::string& file) {  // also by a link
       std::error_code error;
-      return file == path || std::filesystem::equivalent(file, path, error);
+      return file == path || fs::equivalent(file, path, error);
     };
     if (std::ranges::any_of(data.files, same)) {
       return Err(where + " data.validation", "got {}, expected text that is not among data.files too", path);
     }
   }
-  MOE_TRY(std::vector<std::string> texts, ReadTexts(data.files));
-  MOE_TRY(std::vector<std::string> validation_texts, ReadTexts(data.validation));
+  MOE_TRY(std::vector<std::string> texts, ReadTexts(recipe, data.files));
+  MOE_TRY(std::vector<std::string> validation_texts, ReadTexts(recipe, data.validation));
   bool is_cut = false;
   if (data.validation_share > 0) {
     std::vector<std::string> rest, passages;
@@ -141,7 +159,7 @@ Result<TrainingData> LoadTrainingData(const Recipe& recipe, const std::string& w
     if (data.validation.empty()) validation_texts = std::move(passages);
   }
   MOE_TRY(Tokenizer tokenizer,
-          tokenizer_path.empty() ? MakeTokenizer(recipe.tokenizer, texts, where, on_note) : Tokenizer::Load(tokenizer_path));
+          tokenizer_path.empty() ? MakeTokenizer(recipe, texts, where, on_note) : Tokenizer::Load(tokenizer_path));
   if (tokenizer.bos_id() < 0) {
     return Err(recipe.tokenizer.file, "got a tokenizer without a beginning-of-sequence token, expected one");
   }

@@ -89,9 +89,11 @@ TEST_F(Eval, CtrlCEndsItInOneLine) {
   EXPECT_FALSE(result.timed_out);
   EXPECT_EQ(result.exit_code, 130);
   EXPECT_EQ(result.out, "");
-  const size_t error = result.err.find("moe: [evaluation] got interrupted after ");
-  ASSERT_NE(error, std::string::npos) << result.err;
-  EXPECT_EQ(result.err.find('\n', error), result.err.size() - 1) << result.err;
+  const size_t line = result.err.find("stopped after ");
+  ASSERT_NE(line, std::string::npos) << result.err;
+  EXPECT_TRUE(result.err.ends_with(" of 3.00 M tokens; there is no result\n")) << result.err;
+  EXPECT_EQ(result.err.find('\n', line), result.err.size() - 1) << result.err;
+  EXPECT_EQ(result.err.find("moe: ["), std::string::npos) << "worded as an error: " << result.err;
 }
 
 TEST_F(Eval, DataThatIsNoText) {

@@ -56,7 +56,8 @@ TEST_F(TrainBadInput, DevicesAndLinks) {
     ExpectFails(Train({"--validation", dir_ / link}), 1, Recipe("data.validation"), "not among data.files too");
   }
   const std::string corpus = dir_ / "debian-prose-1/train.txt";
-  ExpectFails(Train({"--data", corpus}), 1, corpus, "No such file or directory; scripts/corpus.py builds it");
+  ExpectFails(Train({"--data", corpus}), 1, corpus,
+              "No such file or directory; scripts/corpus.py --out " + dir_.path().string() + " builds it");
   ExpectNothingWritten();
 }
 

@@ -30,6 +30,12 @@ TEST(ValidateRouter, NamesTheKeyWhatItGotAndWhatItExpected) {
   EXPECT_EQ(message({.z_loss = INFINITY}), "[r.toml: z_loss] got inf, expected 0 or a positive number");
 }
 
+TEST(RouterScore, EveryOneHasANameOfItsOwn) {
+  EXPECT_EQ(Name(RouterScore::kSoftmax), "softmax");
+  EXPECT_EQ(Name(RouterScore::kTopKSoftmax), "topk_softmax");
+  for (const auto& [name, score] : kRouterScores) EXPECT_EQ(Name(score), name);
+}
+
 TEST(ValidateMoe, WidthsAreMultiplesOf16) {
   const auto message = [](const MoeConfig& config) { return MessageOf(Validate(config, "c")); };
   EXPECT_EQ(message({.expert_width = 48}), "");

@@ -200,6 +200,21 @@ TEST(HfConfig, WhatWeCannotDoIsOneLine) {
             "[config.json] eos_token_id: got \"</s>\", expected a token id or a list of them");
 }
 
+TEST(HfConfig, EveryRouterScoreIsReadAndWritten) {
+  ModelConfig config = PresetConfig("olmoe-1b-7b").value();
+  config.layers.back().moe.num_shared_experts = 1;  // no public family: moe_cpp
+  for (const auto& [name, score] : kRouterScores) {
+    config.layers.back().moe.router.score = score;
+    json object = json::parse(HfConfigText(config, DType::kF32));
+    json& written = object["layers"].back()["scoring_func"];
+    EXPECT_EQ(written, name);
+    EXPECT_EQ(ParseHfConfig(object, "config.json")->layers.back().moe.router.score, score);
+    written = "sigmoid";
+    EXPECT_TRUE(TextOf(object).ends_with("scoring_func: got \"sigmoid\", expected \"softmax\" or \"topk_softmax\""))
+        << TextOf(object);
+  }
+}
+
 TEST(HfConfig, IsFoundByFolderFileOrName) {
   const TempDir dir;
   WriteFile(dir / "config.json", HfConfigText(PresetConfig("olmoe-1b-7b").value(), DType::kF32));
