@@ -36,10 +36,10 @@ struct Blocks {
 // Of one thread. Rows of an item's heads lie one head after the other, kQueryRows in all.
 template <class Word>
 struct Scratch {
-  std::span<Word> q;
+  std::span<Word> q, q_tiles;  // rows; the same, turned tile by tile, of items of one head
   std::span<float> out, max, sum;
   std::span<float> scores;  // of kStages tiles
-  std::span<uint32_t> p;    // the same, in pairs
+  std::span<Word> p;        // the same
   Blocks<Word> block;
   std::span<float> value_tail;
   std::span<int64_t> position;  // of each stacked row
@@ -63,6 +63,20 @@ void ForEachRow(const Sizes& z, const AttentionSegment& segment, const Item& ite
   }
 }
 
+template <class Word>
+void RowPointers(const Word* rows, int64_t count, int64_t stride, const Word** a) {
+  for (int64_t r = 0; r < count; ++r) a[r] = rows + r * stride;
+}
+
+// The parts of a row's sum in a tree.
+float Fold(const float* parts) {
+  static_assert(kSoftmaxSums == 16);
+  float eight[8], four[4];
+  for (int i = 0; i < 8; ++i) eight[i] = parts[i] + parts[i + 8];
+  for (int i = 0; i < 4; ++i) four[i] = eight[i] + eight[i + 4];
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
 // A decode reads keys and values once, from memory, head by head in short pieces: so slowly that it pays to walk the rows of
 // the block first, all heads of the item in one go, as the hardware foresees it.
 void Touch(const float* rows, int64_t stride, int64_t count, int64_t width) {
@@ -77,48 +91,56 @@ void Touch(const float* rows, int64_t stride, int64_t count, int64_t width) {
 template <class Word>
 void RunBlock(const Sizes& z, const AttentionSegment& segment, const Item& item, int64_t at, int64_t begin, const Word* keys,
               const BlockRows<Word>& values, const Scratch<Word>& scratch, const KernelTable& k) {
-  const auto product = TileOf<Word>(k);
-  constexpr bool kPairs = kPerWord<Word> == 2;
-  // Rows that stand before this block do not see it.
-  const int64_t first = std::max<int64_t>(0, (begin - segment.first_position) * z.R - item.row);
-  const int64_t num_tiles = CeilDiv(item.rows - first, k.max_rows);
+  const auto dots = OuterOf<Word>(k);
+  const auto dots_of_rows = TileOf<Word>(k);
+  const auto weighted_sums = BlockOf<Word>(k);
+  // Tiles whose rows all stand before this block do not see it.
+  const int64_t first = std::max<int64_t>(0, (begin - segment.first_position) * z.R - item.row) / k.max_rows;
+  const int64_t num_tiles = CeilDiv(item.rows, k.max_rows) - first;
+  const int64_t* const position = scratch.position.data() + at;
+  const auto rows_of = [&](int64_t r0) { return std::min(k.max_rows, item.rows - r0); };
+  const auto widest = [&](int64_t r0) { return std::min(kKeyBlock, position[r0 + rows_of(r0) - 1] + 1 - begin); };
   const auto scores = [&](int64_t t) { return scratch.scores.data() + t % kStages * kMaxTileRows * kKeyBlock; };
-  const auto pairs = [&](int64_t t) { return scratch.p.data() + t % kStages * kMaxTileRows * kKeyBlock / 2; };
+  const auto p = [&](int64_t t) { return scratch.p.data() + t % kStages * kMaxTileRows * kKeyBlock / kPerWord<Word>; };
   for (int64_t step = 0; step < num_tiles + 2; ++step) {
     if (const int64_t t = step; t < num_tiles) {
-      const int64_t r0 = first + t * k.max_rows, rows = std::min(k.max_rows, item.rows - r0);
+      const int64_t r0 = (first + t) * k.max_rows, rows = rows_of(r0), columns = widest(r0);
       const Word* a[kMaxTileRows];
-      for (int64_t r = 0; r < rows; ++r) a[r] = scratch.q.data() + (at + r0 + r) * z.words;
-      const int64_t widest = scratch.position[static_cast<size_t>(at + r0 + rows - 1)] + 1 - begin;
-      for (int64_t c = 0; c < std::min(widest, kKeyBlock); c += kPanel)
-        product(rows, z.words, a, keys + c * z.words, kPanel, scores(t) + c, kKeyBlock, false, {});
-    }
-    if (const int64_t t = step - 1; t >= 0 && t < num_tiles) {
-      const int64_t r0 = first + t * k.max_rows, rows = std::min(k.max_rows, item.rows - r0), s0 = at + r0;
-      int32_t valid[kMaxTileRows];
-      for (int64_t r = 0; r < rows; ++r)
-        valid[r] = static_cast<int32_t>(std::min(kKeyBlock, scratch.position[static_cast<size_t>(s0 + r)] + 1 - begin));
-      float rescale[kMaxTileRows];
-      const bool moved = k.softmax_block(rows, valid, scores(t), scratch.max.data() + s0, scratch.sum.data() + s0, rescale,
-                                         kPairs ? pairs(t) : nullptr);
-      for (int64_t r = 0; begin > 0 && moved && r < rows; ++r)
-        k.scale(rescale[r], z.padded, scratch.out.data() + (s0 + r) * z.padded);
-    }
-    if (const int64_t t = step - 2; t >= 0) {
-      const int64_t r0 = first + t * k.max_rows, rows = std::min(k.max_rows, item.rows - r0), s0 = at + r0;
-      const Word* a[kMaxTileRows];
-      for (int64_t r = 0; r < rows; ++r) {
-        if constexpr (kPairs) {
-          a[r] = pairs(t) + r * (kKeyBlock / 2);
+      if (item.heads > 1) RowPointers(scratch.q.data() + (at + r0) * z.words, rows, z.words, a);
+      for (int64_t c = 0; c < columns; c += kPanel) {
+        const Word* b = keys + c * z.words;
+        if (item.heads > 1) {
+          dots_of_rows(rows, z.words, a, b, kPanel, scores(t) + c, kKeyBlock, false, {});
         } else {
-          a[r] = scores(t) + r * kKeyBlock;
+          dots(rows, z.words, scratch.q_tiles.data() + r0 * z.words, k.max_rows, b, kPanel, scores(t) + c, kKeyBlock, false,
+               {});
         }
       }
-      const int64_t widest = std::min(kKeyBlock, scratch.position[static_cast<size_t>(s0 + rows - 1)] + 1 - begin);
-      for (int64_t c = 0; c < z.padded; c += kPanel) {
-        product(rows, CeilDiv(widest, kPerWord<Word>), a, values.at(c), values.stride_at(c),
-                scratch.out.data() + s0 * z.padded + c, z.padded, begin > 0, {});
+    }
+    if (const int64_t t = step - 1; t >= 0 && t < num_tiles) {
+      const int64_t r0 = (first + t) * k.max_rows, rows = rows_of(r0), s0 = at + r0;
+      int32_t valid[kMaxTileRows];
+      for (int64_t r = 0; r < rows; ++r) valid[r] = static_cast<int32_t>(std::min(kKeyBlock, position[r0 + r] + 1 - begin));
+      float rescale[kMaxTileRows];
+      float* powers = nullptr;
+      uint32_t* pairs = nullptr;
+      if constexpr (kPerWord<Word> == 2) {
+        pairs = p(t);
+      } else {
+        powers = p(t);
       }
+      const bool moved = k.softmax_block(rows, valid, scores(t), scratch.max.data() + s0,
+                                         scratch.sum.data() + s0 * kSoftmaxSums, rescale, powers, pairs);
+      for (int64_t r = 0; begin > 0 && moved && r < rows; ++r) {
+        if (rescale[r] != 1) k.scale(rescale[r], z.padded, scratch.out.data() + (s0 + r) * z.padded);
+      }
+    }
+    if (const int64_t t = step - 2; t >= 0) {
+      const int64_t r0 = (first + t) * k.max_rows;
+      const int64_t words = CeilDiv(widest(r0), kPerWord<Word>);
+      float* const out = scratch.out.data() + (at + r0) * z.padded;
+      for (int64_t c = 0; c < z.padded; c += kPanel)
+        weighted_sums(rows_of(r0), words, p(t), values.at(c), values.stride_at(c), out + c, z.padded, begin > 0);
     }
   }
 }
@@ -136,10 +158,16 @@ void RunItem(const AttentionShape& shape, const Sizes& z, const AttentionSegment
     std::memcpy(scaled + r * z.P, q.row(row) + head * z.P, row_bytes);
     scratch.position[static_cast<size_t>(r)] = segment.first_position + row - segment.row_begin;
   });
-  k.scale(shape.scale, rows * z.P, scaled);
+  k.scale(shape.scale * kLog2E, rows * z.P, scaled);
   if constexpr (kPerWord<Word> == 2) k.to_bf16(scaled, rows * z.P, reinterpret_cast<Bf16*>(scratch.q.data()));
+  for (int64_t r0 = 0; item.heads == 1 && r0 < rows; r0 += k.max_rows) {
+    const int64_t here = std::min(k.max_rows, rows - r0);
+    const uint32_t* a[kMaxTileRows];
+    RowPointers(reinterpret_cast<const uint32_t*>(scratch.q.data()) + r0 * z.words, here, z.words, a);
+    k.interleave_tile(here, z.words, a, reinterpret_cast<uint32_t*>(scratch.q_tiles.data() + r0 * z.words));
+  }
   std::fill_n(scratch.max.begin(), rows, -INFINITY);
-  std::fill_n(scratch.sum.begin(), rows, 0.0f);
+  std::fill_n(scratch.sum.begin(), rows * kSoftmaxSums, 0.0f);
 
   const int64_t num_keys = scratch.position[static_cast<size_t>(item.rows - 1)] + 1, stride = segment.kv_stride;
   for (int64_t begin = 0; begin < num_keys; begin += kKeyBlock) {
@@ -170,11 +198,11 @@ void RunItem(const AttentionShape& shape, const Sizes& z, const AttentionSegment
     }
   }
   ForEachRow(z, segment, item, [&](int64_t r, int64_t row, int64_t head) {
-    const float sum = scratch.sum[static_cast<size_t>(r)];
+    const float sum = Fold(scratch.sum.data() + r * kSoftmaxSums);
     float* o = scratch.out.data() + r * z.padded;
     k.scale(1.0f / sum, z.P, o);
     std::memcpy(out.row(row) + head * z.P, o, row_bytes);
-    if (!log_sum_exp.empty()) log_sum_exp(row, head) = scratch.max[static_cast<size_t>(r)] + std::log(sum);
+    if (!log_sum_exp.empty()) log_sum_exp(row, head) = scratch.max[static_cast<size_t>(r)] * kLn2 + std::log(sum);
   });
 }
 
@@ -258,12 +286,14 @@ void Forward(const AttentionShape& shape, MatView<const float> q, std::span<cons
   const auto scratch = ctx.arena.Alloc<Scratch<Word>>(threads);
   for (Scratch<Word>& s : scratch) {
     s.q = ctx.arena.Alloc<Word>(kQueryRows * words);
+    s.q_tiles = ctx.arena.Alloc<Word>(kQueryRows * words + kMaxTileRows);
     s.out = ctx.arena.Alloc<float>(kQueryRows * z.padded);
     s.scores = ctx.arena.Alloc<float>(kStages * kMaxTileRows * kKeyBlock);
-    s.p = ctx.arena.Alloc<uint32_t>(kPerWord<Word> == 2 ? kStages * kMaxTileRows * kKeyBlock / 2 : 0);
+    s.p = ctx.arena.Alloc<Word>(kStages * kMaxTileRows * kKeyBlock / kPerWord<Word>);
     s.block = {ctx.arena.Alloc<Word>(z.keys).data(), kPerWord<Word> == 2 ? ctx.arena.Alloc<Word>(z.values).data() : nullptr};
     s.value_tail = ctx.arena.Alloc<float>(kPerWord<Word> == 2 ? 0 : kKeyBlock * kPanel);
-    for (auto* x : {&s.max, &s.sum}) *x = ctx.arena.AllocZero<float>(kQueryRows + kMaxTileRows);
+    s.max = ctx.arena.AllocZero<float>(kQueryRows + kMaxTileRows);
+    s.sum = ctx.arena.Alloc<float>(kQueryRows * kSoftmaxSums);
     s.position = ctx.arena.Alloc<int64_t>(kQueryRows);
   }
   ctx.pool.ParallelFor(num_items, [&](int64_t i, int thread) {

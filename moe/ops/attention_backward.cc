@@ -18,10 +18,10 @@ struct Item {
 // that contract over the queries. In float32 the two are the same, and the same memory.
 template <class Word>
 struct Scratch {
-  std::span<Word> q, d_out;                  // [R*C, words of padded] rows of head r from r*C on; q holds scale * q
+  std::span<Word> q, d_out;                  // [R*C, words of padded] rows of head r from r*C on; q holds scale * log2(e) * q
   std::span<Word> q_columns, d_out_columns;  // [R, words of C, padded]
   std::span<float> d_q;                      // [R*C, padded]
-  std::span<float> log_sum_exp, delta;       // [R*C]
+  std::span<float> log2_sum, delta;          // [R*C]
   std::span<float> staged;                   // [2, padded]
   std::span<Word> keys, values;              // transposed block
   std::span<Word> key_rows;                  // bf16: spread block; float32: [64,32]
@@ -66,15 +66,15 @@ void LoadRows(const AttentionShape& shape, const Sizes& z, const AttentionSegmen
   const int64_t steps = CeilDiv(z.C, kPerWord<Word>), words = z.padded / kPerWord<Word>;
   for (int64_t r = 0; r < z.R; ++r) {
     const int64_t column = (kv_head * z.R + r) * z.P, at = r * z.C * words, columns = r * steps * z.padded;
-    LoadHead(z, m.q.row(segment.row_begin) + column, m.q.stride, shape.scale, scratch.staged.data(), scratch.q.data() + at,
-             scratch.q_columns.data() + columns, k);
+    LoadHead(z, m.q.row(segment.row_begin) + column, m.q.stride, shape.scale * kLog2E, scratch.staged.data(),
+             scratch.q.data() + at, scratch.q_columns.data() + columns, k);
     LoadHead(z, m.d_out.row(segment.row_begin) + column, m.d_out.stride, 1.0f, scratch.staged.data(), scratch.d_out.data() + at,
              scratch.d_out_columns.data() + columns, k);
     for (int64_t i = 0; i < z.C; ++i) {
       const int64_t row = segment.row_begin + i;
       const auto to = static_cast<size_t>(r * z.C + i);
       scratch.delta[to] = k.dot(m.d_out.row(row) + column, m.out.row(row) + column, z.P);
-      scratch.log_sum_exp[to] = m.log_sum_exp(row, kv_head * z.R + r);
+      scratch.log2_sum[to] = m.log_sum_exp(row, kv_head * z.R + r) * kLog2E;
     }
   }
 }
@@ -86,16 +86,16 @@ void RunQueries(const Sizes& z, int64_t row, int64_t rows, int64_t position, int
                 const Scratch<Word>& scratch, const KernelTable& k) {
   constexpr int64_t kStep = kPerWord<Word>;
   const auto product = TileOf<Word>(k);
+  const auto weighted_sums = BlockOf<Word>(k);
   const int64_t words = z.P / kStep, stride = z.padded / kStep;
   for (int64_t r0 = 0; r0 < rows; r0 += k.max_rows) {
     const int64_t tile = std::min(k.max_rows, rows - r0), at = row + r0;
-    const Word *q[kMaxTileRows], *d_out[kMaxTileRows], *d_s[kMaxTileRows];
+    const Word *q[kMaxTileRows], *d_out[kMaxTileRows];
     int32_t valid[kMaxTileRows];
     float *p = scratch.p.data() + r0 * kKeyBlock, *d = scratch.d_s.data() + r0 * kKeyBlock;
     Word* d_s_rows = scratch.d_s_rows.data() + r0 * kKeyBlock / kStep;
     for (int64_t r = 0; r < tile; ++r) {
       q[r] = scratch.q.data() + (at + r) * stride, d_out[r] = scratch.d_out.data() + (at + r) * stride;
-      d_s[r] = d_s_rows + r * kKeyBlock / kStep;
       valid[r] = static_cast<int32_t>(std::min(kKeyBlock, position + r0 + r + 1 - begin));
     }
     const int64_t widest = valid[tile - 1];
@@ -103,11 +103,11 @@ void RunQueries(const Sizes& z, int64_t row, int64_t rows, int64_t position, int
       product(tile, words, q, scratch.keys.data() + c * words, kPanel, p + c, kKeyBlock, false, {});
       product(tile, words, d_out, scratch.values.data() + c * words, kPanel, d + c, kKeyBlock, false, {});
     }
-    k.softmax_block_backward(tile, valid, scratch.log_sum_exp.data() + at, scratch.delta.data() + at, p, d);
+    k.softmax_block_backward(tile, valid, scratch.log2_sum.data() + at, scratch.delta.data() + at, p, d);
     if constexpr (kStep == 2) k.to_bf16(d, tile * kKeyBlock, reinterpret_cast<Bf16*>(d_s_rows));
     for (int64_t c = 0; c < z.padded; c += kPanel) {
-      product(tile, CeilDiv(widest, kStep), d_s, key_rows.at(c), key_rows.stride_at(c), scratch.d_q.data() + at * z.padded + c,
-              z.padded, begin > 0, {});
+      weighted_sums(tile, CeilDiv(widest, kStep), d_s_rows, key_rows.at(c), key_rows.stride_at(c),
+                    scratch.d_q.data() + at * z.padded + c, z.padded, begin > 0);
     }
   }
   if constexpr (kStep == 2) {
@@ -163,6 +163,7 @@ void RunItem(const AttentionShape& shape, const AttentionSegment& segment, int64
         }
       }
     }
+    k.scale(kLn2, keys * padded, scratch.d_k.data());
     for (int64_t i = 0; i < keys; ++i) {
       std::memcpy(m.d_k.row(first_row + i) + column, scratch.d_k.data() + i * padded, static_cast<size_t>(z.P) * sizeof(float));
       std::memcpy(m.d_v.row(first_row + i) + column, scratch.d_v.data() + i * padded, static_cast<size_t>(z.P) * sizeof(float));
@@ -186,7 +187,7 @@ std::span<Scratch<Word>> MakeScratch(int64_t R, int64_t P, int64_t longest, Exec
   for (Scratch<Word>& s : scratch) {
     for (auto* x : {&s.q, &s.d_out}) *x = arena.Alloc<Word>(rows * padded / kStep);
     s.d_q = arena.Alloc<float>(rows * padded);
-    for (auto* x : {&s.log_sum_exp, &s.delta}) *x = arena.Alloc<float>(rows);
+    for (auto* x : {&s.log2_sum, &s.delta}) *x = arena.Alloc<float>(rows);
     for (auto* x : {&s.keys, &s.values}) *x = arena.Alloc<Word>(kKeyBlock * P / kStep);
     for (auto* x : {&s.d_k, &s.d_v}) *x = arena.Alloc<float>(kKeyBlock * padded);
     for (auto* x : {&s.p, &s.d_s}) *x = arena.Alloc<float>(kKeyBlock * kKeyBlock);

@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "moe/kernels/cpu/kernel_table.h"
@@ -13,21 +14,27 @@ namespace {
 constexpr auto kWidth = static_cast<size_t>(kSoftmaxBlock);
 
 struct State {
-  std::vector<float> x, max, sum, rescale;
+  std::vector<float> x, p, max, sums, rescale;
   std::vector<uint32_t> pairs;
   bool moved;
+
+  double Sum(size_t row) const {
+    const auto parts = std::span(sums).subspan(row * kSoftmaxSums, kSoftmaxSums);
+    return std::accumulate(parts.begin(), parts.end(), 0.0);
+  }
 };
 
 // Row r sees valid[r] columns of each block in turn; the others hold NaN.
 State RunBlocks(const KernelTable& table, const std::vector<std::vector<int32_t>>& valid_of_blocks, size_t first, size_t rows,
                 const std::vector<float>& scores, bool rounded = false) {
-  State s{{},
-          std::vector<float>(kMaxTileRows, -INFINITY),
-          std::vector<float>(kMaxTileRows, 0.0f),
-          std::vector<float>(kMaxTileRows, NAN),
-          std::vector<uint32_t>(rows * kWidth / 2),
-          false};
-  for (size_t r = rows; r < s.max.size(); ++r) s.max[r] = -7, s.sum[r] = 11;  // other rows'
+  State s{.x = {},
+          .p = std::vector<float>(rows * kWidth, NAN),
+          .max = std::vector<float>(kMaxTileRows, -INFINITY),
+          .sums = std::vector<float>(rows * kSoftmaxSums, 0.0f),
+          .rescale = std::vector<float>(kMaxTileRows, NAN),
+          .pairs = std::vector<uint32_t>(rows * kWidth / 2),
+          .moved = false};
+  for (size_t r = rows; r < s.max.size(); ++r) s.max[r] = -7;  // other rows'
   const size_t all_rows = valid_of_blocks[0].size();
   for (size_t b = 0; b < valid_of_blocks.size(); ++b) {
     std::vector<int32_t> valid(valid_of_blocks[b].begin() + first, valid_of_blocks[b].begin() + first + rows);
@@ -36,11 +43,11 @@ State RunBlocks(const KernelTable& table, const std::vector<std::vector<int32_t>
       for (size_t c = 0; c < static_cast<size_t>(valid[r]); ++c)
         s.x[r * kWidth + c] = scores[(b * all_rows + first + r) * kWidth + c];
     }
-    s.moved = table.softmax_block(static_cast<int64_t>(rows), valid.data(), s.x.data(), s.max.data(), s.sum.data(),
-                                  s.rescale.data(), rounded ? s.pairs.data() : nullptr);
+    s.moved = table.softmax_block(static_cast<int64_t>(rows), valid.data(), s.x.data(), s.max.data(), s.sums.data(),
+                                  s.rescale.data(), rounded ? nullptr : s.p.data(), rounded ? s.pairs.data() : nullptr);
   }
-  for (size_t r = rows; r < s.max.size(); ++r) EXPECT_TRUE(s.max[r] == -7 && s.sum[r] == 11) << r;
-  for (auto* v : {&s.max, &s.sum, &s.rescale}) v->resize(rows);
+  for (size_t r = rows; r < s.max.size(); ++r) EXPECT_EQ(s.max[r], -7) << r;
+  for (auto* v : {&s.max, &s.rescale}) v->resize(rows);
   return s;
 }
 
@@ -65,59 +72,61 @@ TEST(SoftmaxBlock, RunsOverBlocksAsOneSoftmax) {
         double largest = -INFINITY;
         for (size_t c = 0; c < static_cast<size_t>(valid[b][r]); ++c)
           largest = std::fmax(largest, scores[(b * rows + r) * kWidth + c]);
-        if (largest > max + kSoftmaxSlack) max = largest;
+        if (largest > max + kSoftmaxSlack || max == -INFINITY) max = largest;
       }
       moved = moved || max != before_last;
       for (size_t b = 0; b < 3; ++b) {
         for (size_t c = 0; c < static_cast<size_t>(valid[b][r]); ++c)
-          sum += std::exp(scores[(b * rows + r) * kWidth + c] - max);
+          sum += std::exp2(scores[(b * rows + r) * kWidth + c] - max);
       }
       EXPECT_EQ(s.max[r], static_cast<float>(max));
-      // each term: its difference and exp; the block's sum; two rescalings
-      EXPECT_NEAR(s.sum[r], sum, sum * (64 + 30 + 64) * kEpsF32);
-      EXPECT_NEAR(s.rescale[r], std::exp(before_last - max), 40 * kEpsF32);
+      // each term: its difference, of up to 64, times ln 2, and the power's 3; 12 terms a part; two rescalings
+      EXPECT_NEAR(s.Sum(r), sum, sum * (64 + 3 + 12 + 2 * 67) * kEpsF32);
+      if (s.moved) {
+        EXPECT_NEAR(s.rescale[r], std::exp2(before_last - max), 67 * kEpsF32);
+      }
       for (size_t c = 0; c < kWidth; ++c) {
         if (c >= static_cast<size_t>(valid[2][r])) {
-          EXPECT_EQ(std::bit_cast<uint32_t>(s.x[r * kWidth + c]), 0u) << c;
+          EXPECT_EQ(std::bit_cast<uint32_t>(s.p[r * kWidth + c]), 0u) << c;
         } else {
-          const double e = std::exp(scores[(2 * rows + r) * kWidth + c] - max);
-          EXPECT_NEAR(s.x[r * kWidth + c], e, 40 * kEpsF32 * e) << c;
+          const double e = std::exp2(scores[(2 * rows + r) * kWidth + c] - max);
+          EXPECT_NEAR(s.p[r * kWidth + c], e, (64 + 3) * kEpsF32 * e) << c;
         }
       }
-      if (valid[2][r] == 0) {
+      if (s.moved && valid[2][r] == 0) {
         EXPECT_EQ(s.rescale[r], 1.0f);
       }
     }
     EXPECT_EQ(s.moved, moved);
     // Rounded, they are the same exponentials; all else is as before.
     const State pairs = RunBlocks(*table, valid, 0, rows, scores, true);
-    ExpectSameBits(pairs.max, s.max), ExpectSameBits(pairs.sum, s.sum), ExpectSameBits(pairs.rescale, s.rescale);
+    ExpectSameBits(pairs.max, s.max), ExpectSameBits(pairs.sums, s.sums);
     for (size_t i = 0; i < rows * kWidth; ++i) {
       const auto got = static_cast<uint16_t>(pairs.pairs[i / 2] >> (i % 2 * 16));
-      EXPECT_EQ(got, ToBf16(s.x[i]).bits) << table->name << " " << i;
+      EXPECT_EQ(got, ToBf16(s.p[i]).bits) << table->name << " " << i;
     }
     // A row by itself gives the same bits.
     for (size_t r = 0; r < rows; ++r) {
       const State alone = RunBlocks(*table, valid, r, 1, scores);
-      ExpectSameBits(alone.x, std::span(s.x).subspan(r * kWidth, kWidth));
-      ExpectSameBits(alone.sum, std::span(s.sum).subspan(r, 1));
-      ExpectSameBits(alone.rescale, std::span(s.rescale).subspan(r, 1));
+      ExpectSameBits(alone.p, std::span(s.p).subspan(r * kWidth, kWidth));
+      ExpectSameBits(alone.sums, std::span(s.sums).subspan(r * kSoftmaxSums, kSoftmaxSums));
+      ExpectSameBits(alone.max, std::span(s.max).subspan(r, 1));
     }
   }
 }
 
 TEST(SoftmaxBlock, TheMaximumMovesOnlyBeyondTheSlack) {
   for (const KernelTable* table : SupportedKernelTables()) {
-    for (const float excess : {-3.0f, 0.0f, 7.9f, 8.1f, 60.0f}) {
+    for (const float excess : {-3.0f, 0.0f, 11.9f, 12.1f, 60.0f}) {
       SCOPED_TRACE(fmt::format("{} {}", table->name, excess));
       std::vector<float> scores(2 * kWidth, 1.0f);
       std::fill_n(scores.begin() + kWidth, kWidth, 1.0f + excess);
       const State s = RunBlocks(*table, {{64}, {64}}, 0, 1, scores);
-      EXPECT_EQ(s.moved, excess > 8);
-      EXPECT_EQ(s.max[0], excess > 8 ? 1 + excess : 1.0f);
+      EXPECT_EQ(s.moved, excess > kSoftmaxSlack);
+      EXPECT_EQ(s.max[0], excess > kSoftmaxSlack ? 1 + excess : 1.0f);
       // the sum's roundings as above, those of max and excess
-      EXPECT_NEAR(s.max[0] + std::log(static_cast<double>(s.sum[0])),
-                  1 + std::log(64 + 64 * std::exp(static_cast<double>(excess))), (64 + 30 + 64 + 2 * 64) * kEpsF32);
+      EXPECT_NEAR(s.max[0] + std::log2(s.Sum(0)), 1 + std::log2(64 + 64 * std::exp2(static_cast<double>(excess))),
+                  (64 + 3 + 12 + 2 * 67 + 2 * 64) * kEpsF32);
     }
   }
 }
@@ -125,11 +134,9 @@ TEST(SoftmaxBlock, TheMaximumMovesOnlyBeyondTheSlack) {
 TEST(SoftmaxBlock, ANanScoreShows) {
   for (const KernelTable* table : SupportedKernelTables()) {
     for (size_t at = 0; at < kWidth; at += 7) {
-      std::vector<float> x(kWidth, 1.0f), max(kMaxTileRows, -INFINITY), sum(kMaxTileRows), rescale(kMaxTileRows);
-      x[at] = NAN;
-      const int32_t valid = 64;
-      table->softmax_block(1, &valid, x.data(), max.data(), sum.data(), rescale.data(), nullptr);
-      EXPECT_TRUE(std::isnan(sum[0])) << table->name << " " << at;
+      std::vector<float> scores(kWidth, 1.0f);
+      scores[at] = NAN;
+      EXPECT_TRUE(std::isnan(RunBlocks(*table, {{64}}, 0, 1, scores).Sum(0))) << table->name << " " << at;
     }
   }
 }
@@ -154,8 +161,8 @@ TEST(SoftmaxBlockBackward, MatchesTheFormulaAndClearsTheRest) {
           EXPECT_EQ(std::bit_cast<uint32_t>(p[i]) | std::bit_cast<uint32_t>(d[i]), 0u);
           continue;
         }
-        const double e = std::exp(static_cast<double>(s[i]) - lse[r]), difference = static_cast<double>(d_p[i]) - delta[r];
-        const double e_p = (4 + std::fabs(s[i] - lse[r])) * kEpsF32;
+        const double e = std::exp2(static_cast<double>(s[i]) - lse[r]), difference = static_cast<double>(d_p[i]) - delta[r];
+        const double e_p = (3 + std::fabs(s[i] - lse[r])) * kEpsF32;
         EXPECT_NEAR(p[i], e, e * e_p);
         EXPECT_NEAR(d[i], e * difference, std::fabs(e * difference) * (e_p + 3 * kEpsF32));
       }

@@ -186,6 +186,39 @@ TEST(Tile, OuterEqualsTileBitForBit) {
   }
 }
 
+TEST(Tile, BlockEqualsTileBitForBit) {
+  for (const KernelTable* table : SupportedKernelTables()) {
+    for (int64_t rows = 1; rows <= table->max_rows; ++rows) {
+      for (const bool accumulate : {false, true}) {
+        SCOPED_TRACE(fmt::format("{} rows {} accumulate {}", table->name, rows, accumulate));
+        const auto run = [&](bool bf16, auto product, auto word) {
+          using Word = decltype(word);
+          Rng rng(6);
+          const int64_t stride = bf16 ? kSoftmaxBlock / 2 : kSoftmaxBlock, K = stride - 3, ldc = kColumns + 3;
+          const Case x({"", false, bf16}, rows, K, kColumns + 1, rng);
+          std::vector<Word> a(static_cast<size_t>(rows * stride), std::bit_cast<Word>(0x7fc07fc0u)), b;
+          for (int64_t r = 0; r < rows; ++r) {
+            for (int64_t i = 0; i < K; ++i)
+              a[static_cast<size_t>(r * stride + i)] = std::bit_cast<Word>(x.a[static_cast<size_t>(r)][static_cast<size_t>(i)]);
+          }
+          for (const uint32_t w : x.b) b.push_back(std::bit_cast<Word>(w));
+          std::vector<float> c(static_cast<size_t>(rows * ldc), NAN), dense;
+          for (int64_t r = 0; r < rows && accumulate; ++r)
+            std::copy_n(x.c.begin() + r * kColumns, kColumns, c.begin() + r * ldc);
+          product(rows, K, a.data(), b.data(), x.b_stride, c.data(), ldc, accumulate);
+          for (int64_t r = 0; r < rows; ++r) {
+            dense.insert(dense.end(), c.begin() + r * ldc, c.begin() + r * ldc + kColumns);
+            for (int64_t n = kColumns; n < ldc; ++n) EXPECT_TRUE(std::isnan(c[static_cast<size_t>(r * ldc + n)]));
+          }
+          ExpectSameBits(dense, RunTile(*table, {"", false, bf16}, x, 0, rows, accumulate));
+        };
+        run(false, table->block_f32, 0.0f);
+        run(true, table->block_bf16, uint32_t{});
+      }
+    }
+  }
+}
+
 TEST(Tile, NansAndInfinitiesStayInTheirRow) {
   for (const KernelTable* table : SupportedKernelTables()) {
     if (table->max_rows < 3) continue;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 #include <string>
 #include <vector>
 
@@ -34,17 +35,17 @@ struct Sequence {
     q = NormalFloats(C * s.H * s.P, rng), k = NormalFloats(C * s.G * s.P, rng), v = NormalFloats(C * s.G * s.P, rng);
     d_out = NormalFloats(C * s.H * s.P, rng);
   }
-  // Operands as products read them, scale included: the twin of bf16 products takes these, with scale 1.
+  // Operands as products read them, scale included, in units of ln 2: the twin of bf16 products takes these, with scale ln 2.
   Sequence AsRead() const {
     Sequence s = *this;
     if (!shape.bf16()) return s;
-    for (float& x : s.q) x *= shape.Scale();
+    for (float& x : s.q) x *= shape.Scale() * std::numbers::log2e_v<float>;
     for (auto* m : {&s.q, &s.k, &s.v, &s.d_out}) {
       for (float& x : *m) x = ToFloat(ToBf16(x));
     }
     return s;
   }
-  float TwinScale() const { return shape.bf16() ? 1.0f : shape.Scale(); }
+  float TwinScale() const { return shape.bf16() ? std::numbers::ln2_v<float> : shape.Scale(); }
   AttentionSegment segment(int64_t begin, int64_t rows) const {
     return {0, rows, begin, k.data(), v.data(), shape.G * shape.P};
   }
@@ -180,7 +181,7 @@ TEST(AttentionBackward, MatchesTheTwinsGradient) {
       all.insert(all.end(), k.begin(), k.end()), all.insert(all.end(), v.begin(), v.end());
       std::vector<double> d = tape.Gradient(loss, all);
       const auto nq = static_cast<int64_t>(q.size()), nk = static_cast<int64_t>(k.size());
-      if (shape.bf16()) std::for_each(d.begin(), d.begin() + nq, [&](double& x) { x *= shape.Scale(); });
+      if (shape.bf16()) std::for_each(d.begin(), d.begin() + nq, [&](double& x) { x *= shape.Scale() / s.TwinScale(); });
       for (const KernelTable* table : SupportedKernelTables()) {
         SCOPED_TRACE(fmt::format("{} {} H {} G {} P {} C {}", table->name, Name(shape.format), shape.H, shape.G, shape.P, C));
         TestContext t(2, table);

@@ -17,9 +17,10 @@ namespace moe {
 
 inline constexpr int64_t kSoftmaxBlock = 64;  // columns of softmax_block: keys of attention are taken in blocks of it
 
-// A running maximum that moves with every small excess would have all sums so far multiplied again and again; exponentials up
-// to e^8 are as good as those up to 1.
-inline constexpr float kSoftmaxSlack = 8.0f;
+// A running maximum that moves with every small excess would have all sums so far multiplied again and again; powers up to
+// 2^12 are as good as those up to 1.
+inline constexpr float kSoftmaxSlack = 12.0f;
+inline constexpr int64_t kSoftmaxSums = 16;  // parts of a row's sum, not folded until its end
 
 struct AdamwStep {
   float lr, beta1, beta2, epsilon, weight_decay;
@@ -53,6 +54,11 @@ struct KernelTable {
                     int64_t ldc, bool accumulate, const NextTiles& next);
   void (*outer_bf16)(int64_t rows, int64_t K2, const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride,
                      float* c, int64_t ldc, bool accumulate, const NextTiles& next);
+  // The same with the rows of a where softmax_block leaves them: a[r*64 + k], in pairs a[r*32 + k].
+  void (*block_f32)(int64_t rows, int64_t K, const float* a, const float* b, int64_t b_stride, float* c, int64_t ldc,
+                    bool accumulate);
+  void (*block_bf16)(int64_t rows, int64_t K2, const uint32_t* a, const uint32_t* b, int64_t b_stride, float* c, int64_t ldc,
+                     bool accumulate);
 
   // One panel of PackedWeight from value(n, k) = w[n*n_stride + k*k_stride], n < num_n <= 32; the rest of the panel is 0.
   void (*pack_f32)(const float* w, int64_t n_stride, int64_t k_stride, int64_t num_n, int64_t K, float* panel);
@@ -86,16 +92,18 @@ struct KernelTable {
   float (*max)(const float* x, int64_t n);  // -inf when n = 0; NaNs are not ordered
   // out = exp(x - shift); returns the sum. Below exp's range the result is exactly 0. May run in place.
   float (*exp_sum)(const float* x, float shift, int64_t n, float* out);
-  // One block of a running softmax, rows <= max_rows. Columns >= valid[r] of x [rows][64] count as -inf and are not looked at.
-  // max[r] becomes the block's largest value if that exceeds it by more than kSoftmaxSlack; x = exp(x - max[r]); rescale[r] =
-  // exp(old max - new max); sum[r] = sum[r] * rescale[r] + the block's. max starts at -inf, sum at 0. Returns whether some max
-  // changed. Unless pairs is null, the exponentials go there, rounded, [rows][32] pairs of bf16, and not to x; the sum is that
-  // of the unrounded. max, sum and rescale are read and written as kMaxTileRows elements; those beyond the rows keep their
-  // value (rescale: nonsense).
-  bool (*softmax_block)(int64_t rows, const int32_t* valid, float* x, float* max, float* sum, float* rescale, uint32_t* pairs);
-  // p [rows][64]: scores on entry, exp(p - log_sum_exp[r]) on return. d: d_p on entry, p * (d_p - delta[r]) on return. Columns
-  // >= valid[r] become 0 in both, whatever they held.
-  void (*softmax_block_backward)(int64_t rows, const int32_t* valid, const float* log_sum_exp, const float* delta, float* p,
+  // One block of a running softmax of base 2, rows <= max_rows. Columns >= valid[r] of x [rows][64] count as -inf and are not
+  // looked at. max[r] becomes the block's largest value if that exceeds it by more than kSoftmaxSlack; p [rows][64] = 2^(x -
+  // max[r]), exactly 0 below the normal range; sum[r], in kSoftmaxSums parts, has the block's added. max starts at -inf, sum at
+  // 0. Returns whether some max may have changed; only then is rescale[r] written, 2^(old max - new max), and the sum
+  // multiplied by it first. pairs [rows][32], bf16, unless null: takes the powers, rounded, instead of p; the sum is that of
+  // the unrounded. max and rescale are read and written as kMaxTileRows elements; those of max beyond the rows keep their
+  // value.
+  bool (*softmax_block)(int64_t rows, const int32_t* valid, const float* x, float* max, float* sum, float* rescale, float* p,
+                        uint32_t* pairs);
+  // p [rows][64]: scores of base 2 on entry, 2^(p - log2_sum[r]) on return. d: d_p on entry, p * (d_p - delta[r]) on return.
+  // Columns >= valid[r] become 0 in both, whatever they held.
+  void (*softmax_block_backward)(int64_t rows, const int32_t* valid, const float* log2_sum, const float* delta, float* p,
                                  float* d);
   void (*scale)(float alpha, int64_t n, float* x);                 // x *= alpha
   void (*axpy)(float alpha, const float* x, int64_t n, float* y);  // y += alpha x

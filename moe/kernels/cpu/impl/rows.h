@@ -88,74 +88,99 @@ MOE_INLINE VecF FoldRows(const VecF (&rows)[kLanes], Op op) {
   return row[0];
 }
 
-// Maxima of all rows first, then all exponentials: rows are independent, and none waits for its own maximum.
-template <bool kWhole, bool kPairs>
-MOE_INLINE bool SoftmaxRows(int64_t rows, const int32_t* valid, float* x, float* max, float* sum, float* rescale,
-                            uint32_t* pairs) {
+// A row moves its max if a score exceeds it by more than the slack.
+MOE_INLINE void MoveMax(int64_t rows, const int32_t* valid, const float* x, float* max, float* rescale) {
   static_assert(kMaxRows <= kLanes && kLanes <= kMaxTileRows);
   VecF fold[kLanes];
   for (int64_t r = rows; r < kLanes; ++r) fold[r] = VecF{};
   for (int64_t r = 0; r < rows; ++r) {
-    const float* row = x + r * kSoftmaxBlock;
-    VecF m = LoadScores<kWhole>(row, 0, valid[r]);
+    fold[r] = LoadScores<false>(x + r * kSoftmaxBlock, 0, valid[r]);
 #pragma GCC unroll 16
-    for (int64_t i = 1; i < kBlockVectors; ++i) m = Max(LoadScores<kWhole>(row, i, valid[r]), m);
-    fold[r] = m;
+    for (int64_t i = 1; i < kBlockVectors; ++i) fold[r] = Max(LoadScores<false>(x + r * kSoftmaxBlock, i, valid[r]), fold[r]);
   }
   const VecF largest = FoldRows(
       fold, [](VecF a, VecF b) __attribute__((always_inline)) { return Max(a, b); });
-  const VecF before = Load(max), after = largest > before + kSoftmaxSlack ? largest : before;
-  const VecI there = LaneIndex(0) < static_cast<int32_t>(rows);
-  const VecF factor = ExpNoOverflow(before - after);
-  float shift[kLanes];
-  Store(shift, after);
-  for (int64_t r = 0; r < rows; ++r) {
-    float* row = x + r * kSoftmaxBlock;
-    VecF acc[2] = {};
+  const VecF before = Load(max), after = largest - before > kSoftmaxSlack ? largest : before;
+  Store(rescale, Exp2NoOverflow(before - after));
+  Store(max, LaneIndex(0) < static_cast<int32_t>(rows) ? after : before);
+}
+
+constexpr int64_t kRowSums = kSoftmaxSums / kLanes;
+
+// Powers of one row; adds them to sums, and scores above max to `top`.
+template <bool kWhole, bool kPairs>
+MOE_INLINE void PowersOfRow(const float* x, int32_t valid, float max, VecF (&sums)[kRowSums], VecF& top, float* p,
+                            uint32_t* pairs) {
 #pragma GCC unroll 16
-    for (int64_t i = 0; i < kBlockVectors; i += 2) {
-      const VecF even = ExpNoOverflow(LoadScores<kWhole>(row, i, valid[r]) - shift[r]);
-      const VecF odd = ExpNoOverflow(LoadScores<kWhole>(row, i + 1, valid[r]) - shift[r]);
-      acc[0] += even, acc[1] += odd;
-      if constexpr (kPairs) {
-        const VecI two = RoundTwo(even, odd);
-        __builtin_memcpy(pairs + (r * kBlockVectors + i) * kLanes / 2, &two, sizeof(two));
-      } else {
-        Store(row + i * kLanes, even);
-        Store(row + (i + 1) * kLanes, odd);
-      }
+  for (int64_t i = 0; i < kBlockVectors; i += 2) {
+    VecF p0 = {}, p1 = {};
+    if (kWhole || i * kLanes < valid) {
+      const VecF x0 = LoadScores<kWhole>(x, i, valid) - max, x1 = LoadScores<kWhole>(x, i + 1, valid) - max;
+      top = Max(x1, Max(x0, top));
+      p0 = Exp2NoOverflow(x0), p1 = Exp2NoOverflow(x1);
+      sums[i % kRowSums] += p0;
+      sums[(i + 1) % kRowSums] += p1;
     }
-    fold[r] = acc[0] + acc[1];
+    if constexpr (kPairs) {
+      const VecI two = RoundTwo(p0, p1);
+      __builtin_memcpy(pairs + i * kLanes / 2, &two, sizeof(two));
+    } else {
+      Store(p + i * kLanes, p0);
+      Store(p + (i + 1) * kLanes, p1);
+    }
   }
-  const VecF sums = FoldRows(
-      fold, [](VecF a, VecF b) __attribute__((always_inline)) { return a + b; });
-  const VecF old_sum = Load(sum);
-  Store(sum, there ? old_sum * factor + sums : old_sum);
-  Store(max, there ? after : before);
-  Store(rescale, factor);
-  const VecI grown = there & (after > before);
-  return AnyLane(grown);
 }
 
-bool SoftmaxBlock(int64_t rows, const int32_t* valid, float* x, float* max, float* sum, float* rescale, uint32_t* pairs) {
-  bool whole = true;
-  for (int64_t r = 0; r < rows; ++r) whole = whole && valid[r] >= kSoftmaxBlock;
-  if (pairs != nullptr) {
-    if (whole) return SoftmaxRows<true, true>(rows, valid, x, max, sum, rescale, pairs);
-    return SoftmaxRows<false, true>(rows, valid, x, max, sum, rescale, pairs);
+// Powers and, in `sums`, those of a row's before them. Whether some score stands too far above its row's max.
+template <bool kPairs>
+MOE_INLINE bool Powers(int64_t rows, const int32_t* valid, const float* x, const float* max, const float* sum,
+                       VecF (*sums)[kRowSums], float* p, uint32_t* pairs) {
+  VecF top = Broadcast(-__builtin_inff());
+  for (int64_t r = 0; r < rows; ++r, x += kSoftmaxBlock, sum += kSoftmaxSums) {
+    for (int64_t i = 0; i < kRowSums; ++i) sums[r][i] = Load(sum + i * kLanes);
+    if (valid[r] >= kSoftmaxBlock) {
+      PowersOfRow<true, kPairs>(x, valid[r], max[r], sums[r], top, p, pairs);
+    } else {
+      PowersOfRow<false, kPairs>(x, valid[r], max[r], sums[r], top, p, pairs);
+    }
+    kPairs ? void(pairs += kSoftmaxBlock / 2) : void(p += kSoftmaxBlock);
   }
-  if (whole) return SoftmaxRows<true, false>(rows, valid, x, max, sum, rescale, nullptr);
-  return SoftmaxRows<false, false>(rows, valid, x, max, sum, rescale, nullptr);
+  return AnyLane(top > kSoftmaxSlack);
 }
 
-void SoftmaxBlockBackward(int64_t rows, const int32_t* valid, const float* log_sum_exp, const float* delta, float* p,
-                          float* d) {
+// Maxima hardly ever move after the first block, so nothing waits to learn whether one does.
+template <bool kPairs>
+MOE_INLINE bool SoftmaxRows(int64_t rows, const int32_t* valid, const float* x, float* max, float* sum, float* rescale,
+                            float* p, uint32_t* pairs) {
+  VecF sums[kMaxRows][kRowSums];
+  const bool first = max[0] == -__builtin_inff();
+  const bool moved = first || Powers<kPairs>(rows, valid, x, max, sum, sums, p, pairs);
+  if (moved) {
+    MoveMax(rows, valid, x, max, rescale);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t i = 0; i < kSoftmaxSums; ++i) sum[r * kSoftmaxSums + i] *= rescale[r];
+    }
+    Powers<kPairs>(rows, valid, x, max, sum, sums, p, pairs);
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < kRowSums; ++i) Store(sum + r * kSoftmaxSums + i * kLanes, sums[r][i]);
+  }
+  return moved;
+}
+
+bool SoftmaxBlock(int64_t rows, const int32_t* valid, const float* x, float* max, float* sum, float* rescale, float* p,
+                  uint32_t* pairs) {
+  return pairs != nullptr ? SoftmaxRows<true>(rows, valid, x, max, sum, rescale, p, pairs)
+                          : SoftmaxRows<false>(rows, valid, x, max, sum, rescale, p, pairs);
+}
+
+void SoftmaxBlockBackward(int64_t rows, const int32_t* valid, const float* log2_sum, const float* delta, float* p, float* d) {
   for (int64_t r = 0; r < rows; ++r) {
 #pragma GCC unroll 16
     for (int64_t i = 0; i < kSoftmaxBlock; i += kLanes) {
       const VecI inside = LaneIndex(static_cast<int32_t>(i)) < valid[r];
       float *p_at = p + r * kSoftmaxBlock + i, *d_at = d + r * kSoftmaxBlock + i;
-      const VecF e = Exp(Load(p_at) - log_sum_exp[r]);
+      const VecF e = Exp2NoOverflow(Load(p_at) - log2_sum[r]);
       Store(d_at, inside ? e * (Load(d_at) - delta[r]) : VecF{});
       Store(p_at, inside ? e : VecF{});
     }

@@ -25,6 +25,14 @@ struct Columns {
   MOE_INLINE T At(int64_t r, int64_t k) const { return a[k * stride + r]; }
 };
 
+// a[r*kStride + k]: a distance that is known leaves the registers to the products.
+template <class T, int64_t kStride>
+struct Rows {
+  static constexpr int64_t kLinesPerStep = 1;
+  const T* a;
+  MOE_INLINE T At(int64_t r, int64_t k) const { return a[r * kStride + k]; }
+};
+
 // acc += a * b for one float32 step of the contraction.
 struct StepF32 {
   using Element = float;
@@ -136,6 +144,15 @@ void TileBf16(int64_t rows, int64_t K2, const uint32_t* const* a, const uint32_t
 void OuterBf16(int64_t rows, int64_t K2, const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride, float* c,
                int64_t ldc, bool accumulate, const NextTiles& next) {
   TileRows<StepBf16>(rows, K2, Columns<uint32_t>{a, a_stride}, b, b_stride, c, ldc, accumulate, next);
+}
+
+void BlockF32(int64_t rows, int64_t K, const float* a, const float* b, int64_t b_stride, float* c, int64_t ldc,
+              bool accumulate) {
+  TileRows<StepF32>(rows, K, Rows<float, kSoftmaxBlock>{a}, b, b_stride, c, ldc, accumulate, {});
+}
+void BlockBf16(int64_t rows, int64_t K2, const uint32_t* a, const uint32_t* b, int64_t b_stride, float* c, int64_t ldc,
+               bool accumulate) {
+  TileRows<StepBf16>(rows, K2, Rows<uint32_t, kSoftmaxBlock / 2>{a}, b, b_stride, c, ldc, accumulate, {});
 }
 
 }  // namespace
