@@ -2,12 +2,14 @@
 
 #include <cstring>
 
+#include "moe/base/cpu_info.h"
 #include "moe/ops/work_list.h"
 
 namespace moe {
 namespace {
 
 constexpr WorkLimits kLimits = {.tiles = 16, .panels = 64};
+constexpr int64_t kLeastL2 = int64_t{1} << 20;  // where the size is not known
 
 const std::byte* SourceRow(const GemmProblem& p, int64_t row) {
   return static_cast<const std::byte*>(p.a.row(p.a_rows.empty() ? row : p.a_rows[static_cast<size_t>(row)]));
@@ -79,9 +81,10 @@ bool Interleaves(const WorkItem& item) {
   return item.tiles > 1 && item.panels >= kLeastPanels;
 }
 
-// `after`: the panel that this thread will probably read first when it is done here; null: unknown.
-void RunItem(const GemmProblem& p, const WorkItem& item, int64_t tiles, const std::byte* after, const Scratch& scratch,
-             const KernelTable& k) {
+// `after`: the panel that this thread will probably read first when it is done here; null: unknown. `stream`: c
+// goes past the caches.
+void RunItem(const GemmProblem& p, const WorkItem& item, int64_t tiles, const std::byte* after, bool stream,
+             const Scratch& scratch, const KernelTable& k) {
   const PackedWeight& w = *p.weight;
   const bool bf16 = w.format == DType::kBf16, gated = p.epilogue == Epilogue::kSwiglu, interleaved = Interleaves(item);
   const int64_t steps = Steps(w);
@@ -101,7 +104,7 @@ void RunItem(const GemmProblem& p, const WorkItem& item, int64_t tiles, const st
     const std::byte* b = w.panel(panel);
     const std::byte* following = panel + 1 == item.panel + item.panels ? after : w.panel(panel + 1);
     const int64_t column = panel * kPanel, columns = std::min(kPanel, w.N - column);
-    const bool direct = !gated && columns == kPanel && p.c.dtype == DType::kF32;
+    const bool direct = !gated && columns == kPanel && p.c.dtype == DType::kF32, streams = direct && stream;
     for (int64_t i = 0; i < item.tiles; ++i) {
       const int64_t row = begin[i], rows = begin[i + 1] - row;
       float* c = direct ? static_cast<float*>(p.c.row(row)) + column : scratch.tile;
@@ -112,25 +115,25 @@ void RunItem(const GemmProblem& p, const WorkItem& item, int64_t tiles, const st
         std::fill(c + r * ldc + columns, c + r * ldc + kPanel, 0.0f);  // none but of a dense tile's last columns
       }
       // Each tile asks for its share of the next panel.
-      NextTiles next;
-      if (following != nullptr) next = {.b = following + i * share_step * steps, .b_step = share_step};
+      TileHints hints{.stream = streams};
+      if (following != nullptr) hints.b = following + i * share_step * steps, hints.b_step = share_step;
 
-      if (direct && i + 1 < item.tiles) next.c = c + rows * ldc;
+      if (direct && !streams && i + 1 < item.tiles) hints.c = c + rows * ldc;
       const auto* b_f32 = reinterpret_cast<const float*>(b);
       const auto* b_bf16 = reinterpret_cast<const uint32_t*>(b);
       if (interleaved) {
         const uint32_t* from = scratch.interleaved + i * steps * k.max_rows;
         if (bf16) {
-          k.outer_bf16(rows, steps, from, k.max_rows, b_bf16, kPanel, c, ldc, accumulate, next);
+          k.outer_bf16(rows, steps, from, k.max_rows, b_bf16, kPanel, c, ldc, accumulate, hints);
         } else {
-          k.outer_f32(rows, steps, reinterpret_cast<const float*>(from), k.max_rows, b_f32, kPanel, c, ldc, accumulate, next);
+          k.outer_f32(rows, steps, reinterpret_cast<const float*>(from), k.max_rows, b_f32, kPanel, c, ldc, accumulate, hints);
         }
       } else {
         FindRows(p, row, rows, scratch.copies, a, k);
         if (bf16) {
-          k.tile_bf16(rows, steps, a, b_bf16, kPanel, c, ldc, accumulate, next);
+          k.tile_bf16(rows, steps, a, b_bf16, kPanel, c, ldc, accumulate, hints);
         } else {
-          k.tile_f32(rows, steps, reinterpret_cast<const float* const*>(a), b_f32, kPanel, c, ldc, accumulate, next);
+          k.tile_f32(rows, steps, reinterpret_cast<const float* const*>(a), b_f32, kPanel, c, ldc, accumulate, hints);
         }
       }
       if (direct) continue;
@@ -143,6 +146,13 @@ void RunItem(const GemmProblem& p, const WorkItem& item, int64_t tiles, const st
       WriteRows(scratch.half, kPanel / 2, rows, columns / 2, p.c, row, column / 2, false, k);
     }
   }
+  if (stream) k.stream_fence();
+}
+
+// Can c be written past the caches, in whole lines?
+bool CanStream(const GemmProblem& p) {
+  return p.epilogue == Epilogue::kStore && p.bias.empty() && p.c.dtype == DType::kF32 &&
+         reinterpret_cast<uintptr_t>(p.c.data) % kAlignment == 0 && p.c.stride * SizeOf(p.c.dtype) % kAlignment == 0;
 }
 
 void CheckProblem(const GemmProblem& p) {
@@ -189,6 +199,11 @@ void GroupedGemm(std::span<const GemmProblem> problems, ExecContext& ctx) {
         return WorkShape{tiles_of(p), p.weight->num_panels(), Steps(*p.weight), kLimits};
       },
       ctx);
+  // What the threads' L2 cannot keep is written past the caches: no line is read to be overwritten, and the rows of c, often at
+  // a stride of a power of two, do not drive the operands out.
+  int64_t written = 0;
+  for (const GemmProblem& p : problems) written += p.c.rows * p.c.cols * SizeOf(p.c.dtype);
+  const bool stream = written > ctx.pool.num_threads() * std::max(GetCpuInfo().l2_bytes, kLeastL2);
   const auto scratch = ctx.arena.Alloc<Scratch>(ctx.pool.num_threads());
   for (Scratch& s : scratch) {
     s = {.copies = ctx.arena.Alloc<uint32_t>(copies).data(),
@@ -206,7 +221,7 @@ void GroupedGemm(std::span<const GemmProblem> problems, ExecContext& ctx) {
       const WorkItem& other = items[static_cast<size_t>(next)];
       after = problems[static_cast<size_t>(other.problem)].weight->panel(other.panel);
     }
-    RunItem(p, item, tiles_of(p), after, scratch[static_cast<size_t>(thread)], k);
+    RunItem(p, item, tiles_of(p), after, stream && CanStream(p), scratch[static_cast<size_t>(thread)], k);
   });
 }
 

@@ -94,17 +94,17 @@ void RunItem(const WeightGradProblem& p, const WorkItem& item, const Scratch& sc
         const bool direct = columns == kPanel;
         float* c = direct ? p.d_w.row(row) + column : scratch.tile;
         const int64_t ldc = direct ? p.d_w.stride : kPanel;
-        NextTiles next;
+        TileHints hints;
         if (panel + 1 < item.panels) {
-          next.c = p.d_w.row(row) + column + kPanel;
+          hints.c = p.d_w.row(row) + column + kPanel;
         } else if (i + 1 < item.tiles) {
-          next.c = p.d_w.row(row + k.max_rows) + column0;
+          hints.c = p.d_w.row(row + k.max_rows) + column0;
         }
         if (p.format == DType::kBf16) {
-          k.outer_bf16(rows, steps, a, k.max_rows, b, kPanel, c, ldc, direct, next);
+          k.outer_bf16(rows, steps, a, k.max_rows, b, kPanel, c, ldc, direct, hints);
         } else {
           k.outer_f32(rows, steps, reinterpret_cast<const float*>(a), k.max_rows, reinterpret_cast<const float*>(b), kPanel, c,
-                      ldc, direct, next);
+                      ldc, direct, hints);
         }
         if (direct) continue;
         for (int64_t r = 0; r < rows; ++r) k.add(c + r * kPanel, columns, p.d_w.row(row + r) + column);

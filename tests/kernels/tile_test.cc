@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "moe/base/arena.h"
 #include "moe/kernels/cpu/kernel_table.h"
 #include "testing/matchers.h"
 #include "testing/random.h"
@@ -57,7 +58,7 @@ struct Case {
 std::vector<float> RunTile(const KernelTable& table, const Tile& tile, const Case& x, int64_t first, int64_t rows,
                            bool accumulate) {
   const int64_t ldc = kColumns + 3;
-  const NextTiles next{.b = x.b.data(), .b_step = 64, .c = x.c.data()};  // only asked for: any address will do
+  const TileHints hints{.b = x.b.data(), .b_step = 64, .c = x.c.data()};  // only asked for: any address will do
   std::vector<float> c(static_cast<size_t>(std::max<int64_t>(1, rows) * ldc), NAN);
   for (int64_t r = 0; r < rows && accumulate; ++r)
     std::copy_n(x.c.begin() + (first + r) * kColumns, kColumns, c.begin() + r * ldc);
@@ -68,16 +69,16 @@ std::vector<float> RunTile(const KernelTable& table, const Tile& tile, const Cas
       for (int64_t k = 0; k < x.K; ++k)
         a[static_cast<size_t>(k * a_stride + r)] = x.a[static_cast<size_t>(first + r)][static_cast<size_t>(k)];
     if (tile.bf16) {
-      table.outer_bf16(rows, x.K, a.data(), a_stride, x.b.data(), x.b_stride, c.data(), ldc, accumulate, next);
+      table.outer_bf16(rows, x.K, a.data(), a_stride, x.b.data(), x.b_stride, c.data(), ldc, accumulate, hints);
     } else {
       std::vector<float> a_f32(a.size()), b_f32(x.b.size());
       if (!a.empty()) std::memcpy(a_f32.data(), a.data(), a.size() * 4), std::memcpy(b_f32.data(), x.b.data(), x.b.size() * 4);
-      table.outer_f32(rows, x.K, a_f32.data(), a_stride, b_f32.data(), x.b_stride, c.data(), ldc, accumulate, next);
+      table.outer_f32(rows, x.K, a_f32.data(), a_stride, b_f32.data(), x.b_stride, c.data(), ldc, accumulate, hints);
     }
   } else if (tile.bf16) {
     std::vector<const uint32_t*> a;
     for (int64_t r = 0; r < rows; ++r) a.push_back(x.a[static_cast<size_t>(first + r)].data());
-    table.tile_bf16(rows, x.K, a.data(), x.b.data(), x.b_stride, c.data(), ldc, accumulate, next);
+    table.tile_bf16(rows, x.K, a.data(), x.b.data(), x.b_stride, c.data(), ldc, accumulate, hints);
   } else {
     std::vector<std::vector<float>> rows_f32;
     std::vector<const float*> a;
@@ -88,7 +89,7 @@ std::vector<float> RunTile(const KernelTable& table, const Tile& tile, const Cas
     }
     std::vector<float> b;
     for (const uint32_t word : x.b) b.push_back(std::bit_cast<float>(word));
-    table.tile_f32(rows, x.K, a.data(), b.data(), x.b_stride, c.data(), ldc, accumulate, next);
+    table.tile_f32(rows, x.K, a.data(), b.data(), x.b_stride, c.data(), ldc, accumulate, hints);
   }
   std::vector<float> dense;
   for (int64_t r = 0; r < rows; ++r) {
@@ -182,6 +183,30 @@ TEST(Tile, OuterEqualsTileBitForBit) {
       const Case x({"", false, bf16}, table->max_rows, 100, kColumns, rng);
       ExpectSameBits(RunTile(*table, {"", true, bf16}, x, 0, x.rows, true),
                      RunTile(*table, {"", false, bf16}, x, 0, x.rows, true));
+    }
+  }
+}
+
+TEST(Tile, PastTheCachesGoesTheSame) {
+  const AlignedBytes storage = AllocateAligned(kMaxTileRows * 48 * sizeof(float));
+  const auto c = reinterpret_cast<float*>(storage.get());
+  for (const KernelTable* table : SupportedKernelTables()) {
+    for (int64_t rows = 1; rows <= table->max_rows; ++rows) {
+      SCOPED_TRACE(fmt::format("{} rows {}", table->name, rows));
+      Rng rng(7);
+      const Case x({"", false, true}, rows, 33, kColumns, rng);
+      std::vector<const uint32_t*> a;
+      for (const auto& row : x.a) a.push_back(row.data());
+      std::fill_n(c, kMaxTileRows * 48, NAN);
+      table->tile_bf16(rows, x.K, a.data(), x.b.data(), x.b_stride, c, 48, false, {.stream = true});
+      table->stream_fence();
+      const auto want = RunTile(*table, {"", false, true}, x, 0, rows, false);
+      for (int64_t r = 0; r < kMaxTileRows; ++r) {
+        if (r < rows)
+          ExpectSameBits(std::span<const float>(c + r * 48, kColumns),
+                         std::span(want).subspan(static_cast<size_t>(r * kColumns), kColumns));
+        for (int64_t n = r < rows ? kColumns : 0; n < 48; ++n) EXPECT_TRUE(std::isnan(c[r * 48 + n]));
+      }
     }
   }
 }

@@ -30,12 +30,15 @@ struct AdamwStep {
 
 inline constexpr int64_t kMaxTileRows = 16;  // no table has more
 
-// What the tiles after this one will read, asked for while this one computes: `b_step` bytes of b for every step of the
-// contraction, and the rows of c, at the same distance as this tile's. Any address will do; null: nothing.
-struct NextTiles {
+// What a tile may know of what comes after it; no result depends on it. What the next tiles will read is asked for while this
+// one computes: `b_step` bytes of b for every step of the contraction, and the rows of c, at the same distance as this tile's.
+// Any address will do; null: nothing. stream: c, not accumulated, at multiples of kAlignment, is not read again soon and goes
+// past the caches; others see it after stream_fence.
+struct TileHints {
   const void* b = nullptr;
   int64_t b_step = 0;
   const float* c = nullptr;
+  bool stream = false;
 };
 
 struct KernelTable {
@@ -44,21 +47,23 @@ struct KernelTable {
 
   // c[r][0..32) (+)= sum over k of a[r][k] * b[k*b_stride + 0..32), rows <= max_rows. accumulate: starts from c, else from 0.
   void (*tile_f32)(int64_t rows, int64_t K, const float* const* a, const float* b, int64_t b_stride, float* c, int64_t ldc,
-                   bool accumulate, const NextTiles& next);
+                   bool accumulate, const TileHints& hints);
   // The same with a column-wise a: element (r, k) is a[k*a_stride + r]. Weight gradients, c = A^T B, and forward products of
   // many rows, turned by interleave_tile; the same bits as tile_f32.
   void (*outer_f32)(int64_t rows, int64_t K, const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
-                    int64_t ldc, bool accumulate, const NextTiles& next);
+                    int64_t ldc, bool accumulate, const TileHints& hints);
   // bf16 twins: an element is a pair of bf16 along the contraction (low half first), K2 and strides count pairs.
   void (*tile_bf16)(int64_t rows, int64_t K2, const uint32_t* const* a, const uint32_t* b, int64_t b_stride, float* c,
-                    int64_t ldc, bool accumulate, const NextTiles& next);
+                    int64_t ldc, bool accumulate, const TileHints& hints);
   void (*outer_bf16)(int64_t rows, int64_t K2, const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride,
-                     float* c, int64_t ldc, bool accumulate, const NextTiles& next);
+                     float* c, int64_t ldc, bool accumulate, const TileHints& hints);
   // The same with the rows of a where softmax_block leaves them: a[r*64 + k], in pairs a[r*32 + k].
   void (*block_f32)(int64_t rows, int64_t K, const float* a, const float* b, int64_t b_stride, float* c, int64_t ldc,
                     bool accumulate);
   void (*block_bf16)(int64_t rows, int64_t K2, const uint32_t* a, const uint32_t* b, int64_t b_stride, float* c, int64_t ldc,
                      bool accumulate);
+
+  void (*stream_fence)();
 
   // One panel of PackedWeight from value(n, k) = w[n*n_stride + k*k_stride], n < num_n <= 32; the rest of the panel is 0.
   void (*pack_f32)(const float* w, int64_t n_stride, int64_t k_stride, int64_t num_n, int64_t K, float* panel);

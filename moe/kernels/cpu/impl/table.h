@@ -20,6 +20,7 @@ const KernelTable kTable = {
     .outer_bf16 = OuterBf16,
     .block_f32 = BlockF32,
     .block_bf16 = BlockBf16,
+    .stream_fence = StreamFence,
     .pack_f32 = PackF32,
     .pack_bf16 = PackBf16,
     .pack_both_f32 = PackBothF32,

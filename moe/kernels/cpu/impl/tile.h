@@ -84,15 +84,15 @@ struct StepBf16 {
 
 template <int kRows, class Step, class A>
 MOE_INLINE void Tile(int64_t K, const A a, const typename Step::Element* b, int64_t b_stride, float* c, int64_t ldc,
-                     bool accumulate, const NextTiles& next) {
-  if (next.c != nullptr) {
+                     bool accumulate, const TileHints& hints) {
+  if (hints.c != nullptr) {
     for (int64_t r = 0; r < kRows; ++r) {
-      for (int64_t n = 0; n < kPanelColumns; n += 16) __builtin_prefetch(next.c + r * ldc + n, 1);
+      for (int64_t n = 0; n < kPanelColumns; n += 16) __builtin_prefetch(hints.c + r * ldc + n, 1);
     }
   }
   // Without an address, one that is there already: a branch in the loop would cost more.
-  const char* wanted = static_cast<const char*>(next.b != nullptr ? next.b : b);
-  const int64_t wanted_step = next.b != nullptr ? next.b_step / (A::kLinesPerStep * kPasses) : 0, half = wanted_step * K;
+  const char* wanted = static_cast<const char*>(hints.b != nullptr ? hints.b : b);
+  const int64_t wanted_step = hints.b != nullptr ? hints.b_step / (A::kLinesPerStep * kPasses) : 0, half = wanted_step * K;
   for (int64_t column = 0; column < kPanelColumns; column += kPassColumns) {
     VecF acc[kRows][kPassVectors];
 #pragma GCC unroll 16
@@ -114,6 +114,14 @@ MOE_INLINE void Tile(int64_t K, const A a, const typename Step::Element* b, int6
         for (int v = 0; v < kPassVectors; ++v) acc[r][v] = Step::Fma(x, bv[v], acc[r][v]);
       }
     }
+    if (hints.stream) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+        for (int v = 0; v < kPassVectors; ++v) StoreStream(c + r * ldc + column + v * kLanes, acc[r][v]);
+      }
+      continue;
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
@@ -124,26 +132,26 @@ MOE_INLINE void Tile(int64_t K, const A a, const typename Step::Element* b, int6
 
 template <class Step, class A, int kRows = kMaxRows>
 MOE_INLINE void TileRows(int64_t rows, int64_t K, const A a, const typename Step::Element* b, int64_t b_stride, float* c,
-                         int64_t ldc, bool accumulate, const NextTiles& next) {
-  if (rows == kRows) return Tile<kRows, Step>(K, a, b, b_stride, c, ldc, accumulate, next);
-  if constexpr (kRows > 1) TileRows<Step, A, kRows - 1>(rows, K, a, b, b_stride, c, ldc, accumulate, next);
+                         int64_t ldc, bool accumulate, const TileHints& hints) {
+  if (rows == kRows) return Tile<kRows, Step>(K, a, b, b_stride, c, ldc, accumulate, hints);
+  if constexpr (kRows > 1) TileRows<Step, A, kRows - 1>(rows, K, a, b, b_stride, c, ldc, accumulate, hints);
 }
 
 void TileF32(int64_t rows, int64_t K, const float* const* a, const float* b, int64_t b_stride, float* c, int64_t ldc,
-             bool accumulate, const NextTiles& next) {
-  TileRows<StepF32>(rows, K, RowPointers<float>{a}, b, b_stride, c, ldc, accumulate, next);
+             bool accumulate, const TileHints& hints) {
+  TileRows<StepF32>(rows, K, RowPointers<float>{a}, b, b_stride, c, ldc, accumulate, hints);
 }
 void OuterF32(int64_t rows, int64_t K, const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
-              int64_t ldc, bool accumulate, const NextTiles& next) {
-  TileRows<StepF32>(rows, K, Columns<float>{a, a_stride}, b, b_stride, c, ldc, accumulate, next);
+              int64_t ldc, bool accumulate, const TileHints& hints) {
+  TileRows<StepF32>(rows, K, Columns<float>{a, a_stride}, b, b_stride, c, ldc, accumulate, hints);
 }
 void TileBf16(int64_t rows, int64_t K2, const uint32_t* const* a, const uint32_t* b, int64_t b_stride, float* c, int64_t ldc,
-              bool accumulate, const NextTiles& next) {
-  TileRows<StepBf16>(rows, K2, RowPointers<uint32_t>{a}, b, b_stride, c, ldc, accumulate, next);
+              bool accumulate, const TileHints& hints) {
+  TileRows<StepBf16>(rows, K2, RowPointers<uint32_t>{a}, b, b_stride, c, ldc, accumulate, hints);
 }
 void OuterBf16(int64_t rows, int64_t K2, const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride, float* c,
-               int64_t ldc, bool accumulate, const NextTiles& next) {
-  TileRows<StepBf16>(rows, K2, Columns<uint32_t>{a, a_stride}, b, b_stride, c, ldc, accumulate, next);
+               int64_t ldc, bool accumulate, const TileHints& hints) {
+  TileRows<StepBf16>(rows, K2, Columns<uint32_t>{a, a_stride}, b, b_stride, c, ldc, accumulate, hints);
 }
 
 void BlockF32(int64_t rows, int64_t K, const float* a, const float* b, int64_t b_stride, float* c, int64_t ldc,
