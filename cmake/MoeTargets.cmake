@@ -10,6 +10,7 @@ find_package(tl-expected REQUIRED)
 find_package(nlohmann_json REQUIRED)
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
+pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
 
 add_library(moe_flags INTERFACE)
@@ -26,7 +27,7 @@ endif()
 
 # External libraries that a folder uses.
 set(MOE_EXTERNAL_base fmt::fmt tl::expected)
-set(MOE_EXTERNAL_files nlohmann_json::nlohmann_json PkgConfig::PCRE2 PkgConfig::XXHASH)
+set(MOE_EXTERNAL_files nlohmann_json::nlohmann_json PkgConfig::PCRE2 PkgConfig::UTF8PROC PkgConfig::XXHASH)
 set(MOE_EXTERNAL_model nlohmann_json::nlohmann_json)
 set(MOE_EXTERNAL_train nlohmann_json::nlohmann_json PkgConfig::XXHASH)
 set(MOE_EXTERNAL_planner nlohmann_json::nlohmann_json)

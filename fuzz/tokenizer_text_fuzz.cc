@@ -1,4 +1,5 @@
-// Any bytes as text: trains as the naive twin does, encodes as it does, and loses no byte. The first byte says how many merges.
+// Any bytes as text: trains as the naive twin does, encodes as it does, and loses no byte; NFC of it has nothing left to
+// change. The first byte says how many merges.
 
 #include <cstddef>
 #include <cstdint>
@@ -7,6 +8,7 @@
 
 #include "moe/base/check.h"
 #include "moe/files/bpe_train.h"
+#include "moe/files/nfc.h"
 #include "moe/files/utf8.h"
 #include "testing/reference/bpe.h"
 
@@ -39,6 +41,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       });
     MOE_CHECK(ids == expected);
   }
+
+  std::string storage, again;
+  const std::string_view nfc = moe::ToNfc(text, storage);
+  MOE_CHECK(moe::ToNfc(nfc, again) == nfc);
+  MOE_CHECK((moe::ValidUtf8Prefix(text) == text.size()) == (moe::ValidUtf8Prefix(nfc) == nfc.size()));
 
   moe::Utf8Stream whole, cut;
   std::string shown = whole.Push(text), shown_cut;

@@ -4,6 +4,7 @@
 
 #include "moe/base/check.h"
 #include "moe/files/json.h"
+#include "moe/files/nfc.h"
 #include "moe/files/utf8.h"
 
 namespace moe {
@@ -18,24 +19,34 @@ size_t Tokenizer::Checked(int32_t id) const {
   return static_cast<size_t>(id);
 }
 
-std::vector<int32_t> Tokenizer::Encode(std::string_view text, bool parse_special) const {
-  std::vector<int32_t> ids;
+template <class Fn>
+void Tokenizer::EncodeAdded(std::string_view text, bool normalized, bool parse_special, std::vector<int32_t>& ids,
+                            Fn encode_rest) const {
+  const auto wanted = [&](const Added& added) { return added.normalized == normalized && (parse_special || !added.special); };
   std::array<bool, 256> starts_added{};
   for (const Added& added : added_)
-    if (parse_special || !added.special) starts_added[static_cast<uint8_t>(added.content[0])] = true;
+    if (wanted(added)) starts_added[static_cast<uint8_t>(added.content[0])] = true;
   size_t plain = 0;  // text before here is encoded
   for (size_t at = 0; at < text.size(); ++at) {
     if (!starts_added[static_cast<uint8_t>(text[at])]) continue;
-    const auto found = std::ranges::find_if(added_, [&](const Added& added) {
-      return (parse_special || !added.special) && text.substr(at).starts_with(added.content);
-    });
+    const auto found = std::ranges::find_if(
+        added_, [&](const Added& added) { return wanted(added) && text.substr(at).starts_with(added.content); });
     if (found == added_.end()) continue;
-    EncodePlain(text.substr(plain, at - plain), ids);
+    encode_rest(text.substr(plain, at - plain));
     ids.push_back(found->id);
     plain = at + found->content.size();
     at = plain - 1;
   }
-  EncodePlain(text.substr(plain), ids);
+  encode_rest(text.substr(plain));
+}
+
+std::vector<int32_t> Tokenizer::Encode(std::string_view text, bool parse_special) const {
+  std::vector<int32_t> ids;
+  std::string storage;
+  EncodeAdded(text, /*normalized=*/false, parse_special, ids, [&](std::string_view raw) {
+    const std::string_view normal = nfc_ ? ToNfc(raw, storage) : raw;
+    EncodeAdded(normal, /*normalized=*/true, parse_special, ids, [&](std::string_view rest) { EncodePlain(rest, ids); });
+  });
   return ids;
 }
 

@@ -9,6 +9,7 @@
 #include "moe/base/check.h"
 #include "moe/files/atomic_file.h"
 #include "moe/files/json.h"
+#include "moe/files/nfc.h"
 #include "moe/files/tokenizer.h"
 #include "moe/files/utf8.h"
 
@@ -92,9 +93,7 @@ struct TokenizerParser {
 
   Status Parse(const Json& root) {
     if (!root.is_object()) return Err(where, "is {}, expected a tokenizer.json object", root.type_name());
-    if (!Field(root, "normalizer").is_null())
-      return Err(where, "has a normalizer ({}), expected none: it would change the text",
-                 Printable(TypeOf(root["normalizer"])));
+    MOE_TRY(ParseNormalizer(Field(root, "normalizer")));
     const Json& model = Field(root, "model");
     if (TypeOf(model) != "BPE")
       return Err(where, "has a model of type '{}', expected BPE (byte-level)", Printable(TypeOf(model)));
@@ -113,6 +112,23 @@ struct TokenizerParser {
     out.eos_id_ = FindNamed(kEosNames);
     out.pad_id_ = FindNamed(kPadNames);
     if (out.bos_id_ < 0) out.bos_id_ = out.eos_id_;
+    return {};
+  }
+
+  // None, or NFC, which may stand in a Sequence.
+  Status ParseNormalizer(const Json& normalizer) {
+    const std::string type = TypeOf(normalizer);
+    if (normalizer.is_null() || type == "NFC") {
+      out.nfc_ |= type == "NFC";
+      return {};
+    }
+    const Json& list = Field(normalizer, "normalizers");
+    if (type != "Sequence" || !list.is_array())
+      return Err(where, "has a normalizer ({}), expected none or NFC: it would change the text", Printable(type));
+    for (const Json& step : list) {
+      if (TypeOf(step) == "Sequence") return Err(where, "has a Sequence of normalizers in another, expected one");
+      MOE_TRY(ParseNormalizer(step));
+    }
     return {};
   }
 
@@ -182,8 +198,11 @@ struct TokenizerParser {
                    Printable(known->dump()));
       if (id_of.contains(content)) return Err(where, "added token '{}': is there twice", Printable(content));
       const bool special = IsTrue(entry, "special");
-      MOE_TRY(Place(id, content, {special ? "" : content, content, special}));
-      out.added_.push_back({content, id, special});
+      const bool normalized = Field(entry, "normalized").is_boolean() ? IsTrue(entry, "normalized") : !special;
+      std::string storage;
+      const std::string matched(out.nfc_ && normalized ? ToNfc(content, storage) : content);
+      MOE_TRY(Place(id, content, {special ? "" : matched, content, special}));
+      out.added_.push_back({matched, id, special, normalized});
       id_of[content] = id;
     }
     std::ranges::stable_sort(out.added_, std::greater<>(), [](const auto& token) { return token.content.size(); });
@@ -242,7 +261,7 @@ struct TokenizerParser {
   int32_t FindNamed(std::span<const char* const> names) const {
     for (const char* name : names)
       for (const auto& added : out.added_)
-        if (added.content == name) return added.id;
+        if (out.tokens_[static_cast<size_t>(added.id)].name == name) return added.id;
     return -1;
   }
 
