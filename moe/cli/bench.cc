@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "moe/base/cpu_info.h"
 #include "moe/base/interrupt.h"
@@ -21,7 +22,8 @@ constexpr double kProbeSeconds = 1;  // of what the JSON calls ceilings: every c
 
 struct Flags {
   CommonFlags common;
-  std::string subject, shapes, filter, dtype = "bf16";
+  std::string subject, filter, dtype = "bf16";
+  std::optional<std::string> shapes;
   double seconds = 1;
 };
 
@@ -45,13 +47,14 @@ Result<std::vector<BenchCase>> CasesOf(const Flags& flags) {
   MOE_TRY(const BenchSubject* subject, FindSubject(flags.subject));
   MOE_TRY(const DType format, ParseFormat(flags.dtype));
   BenchShapes shapes = DefaultBenchShapes();
-  if (!flags.shapes.empty()) {
-    MOE_TRY(const std::string text, ReadTextFile(flags.shapes));
-    MOE_TRY(shapes, ParseBenchShapes(text, flags.shapes));
+  if (flags.shapes) {
+    if (flags.shapes->empty()) return UsageErr("--shapes", "got '', expected a file");
+    MOE_TRY(const std::string text, ReadTextFile(*flags.shapes));
+    MOE_TRY(shapes, ParseBenchShapes(text, *flags.shapes));
   }
   std::vector<BenchCase> cases = subject->cases(shapes, format, nullptr);
   if (cases.empty()) {
-    return Err(flags.shapes, "got no shape for 'moe bench {}', expected lines that begin with {}", subject->name,
+    return Err(flags.shapes.value_or("defaults"), "got no shape for 'moe bench {}', expected lines that begin with {}", subject->name,
                subject->shapes);
   }
   const std::string some = cases[0].group + "/" + cases[0].name;

@@ -120,6 +120,7 @@ TEST(Bench, BadInputIsOneLine) {
   ExpectFails(RunMoe({"bench", "gemm", "--dtype", "f64"}), 2, "--dtype", "got 'f64', expected bf16 or f32");
   ExpectFails(RunMoe({"bench", "gemm", "--filter", "nothing"}), 2, "--filter", "got 'nothing'");
   ExpectFails(RunMoe({"bench", "gemm", "--shapes", "/nowhere.txt"}), 1, "/nowhere.txt", "No such file");
+  ExpectFails(RunMoe({"bench", "gemm", "--shapes", ""}), 2, "--shapes", "got '', expected a file");
   ExpectFails(RunMoe({"bench", "gemm", "--shapes", wrong}), 1, wrong + ":2", "got 2 numbers, expected 'gemm M N K'");
   ExpectFails(RunMoe({"bench", "gemm", "--shapes", other}), 1, other, "expected lines that begin with gemm");
   ExpectFails(RunMoe({"bench", "gemm", "--json", "/nowhere/x.json"}), 1, "/nowhere/x.json", "expected");

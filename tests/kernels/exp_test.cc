@@ -67,7 +67,10 @@ TEST(Exp, IsExactlyZeroBelowInfinityAboveAndNanForNan) {
                                 89.0f,
                                 std::nextafter(88.72284f, kInf),
                                 NAN,
-                                -NAN};
+                                -NAN,
+                                std::bit_cast<float>(0xffffffffu),
+                                std::bit_cast<float>(0x7fffffffu),
+                                std::bit_cast<float>(0x7fc00001u)};
   for (const KernelTable* table : SupportedKernelTables()) {
     SCOPED_TRACE(table->name);
     for (const bool padded : {false, true}) {  // in the vectors and in the rest after them

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <vector>
@@ -10,6 +11,9 @@
 
 namespace moe::test {
 namespace {
+
+// Quiet ones of both signs, all bits and one low bit set: what unwritten memory holds, and what could get lost in arithmetic.
+constexpr uint32_t kNans[] = {0x7fc00000, 0xffffffff, 0x7fffffff, 0x7fc00001};
 
 constexpr auto kWidth = static_cast<size_t>(kSoftmaxBlock);
 
@@ -134,10 +138,34 @@ TEST(SoftmaxBlock, TheMaximumMovesOnlyBeyondTheSlack) {
 TEST(SoftmaxBlock, ANanScoreShows) {
   for (const KernelTable* table : SupportedKernelTables()) {
     for (size_t at = 0; at < kWidth; at += 7) {
-      std::vector<float> scores(kWidth, 1.0f);
-      scores[at] = NAN;
-      EXPECT_TRUE(std::isnan(RunBlocks(*table, {{64}}, 0, 1, scores).Sum(0))) << table->name << " " << at;
+      for (const uint32_t nan : kNans) {
+        std::vector<float> scores(2 * kWidth, 1.0f);
+        scores[kWidth + at] = std::bit_cast<float>(nan);
+        EXPECT_TRUE(std::isnan(RunBlocks(*table, {{64}, {64}}, 0, 1, scores).Sum(0))) << table->name << " " << at << " " << nan;
+        std::rotate(scores.begin(), scores.begin() + kWidth, scores.end());  // in the first block
+        EXPECT_TRUE(std::isnan(RunBlocks(*table, {{64}, {64}}, 0, 1, scores).Sum(0))) << table->name << " " << at << " " << nan;
+        std::vector<float> p(kWidth, 1.0f), d(kWidth, 1.0f);
+        p[at] = std::bit_cast<float>(nan);
+        const int32_t valid = 64;
+        const float zero = 0;
+        table->softmax_block_backward(1, &valid, &zero, &zero, p.data(), d.data());
+        EXPECT_TRUE(std::isnan(p[at]) && std::isnan(d[at])) << table->name << " " << at << " " << nan;
+      }
     }
+  }
+}
+
+// A row that has seen nothing yet stays as it was, whatever its neighbours see.
+TEST(SoftmaxBlock, ARowWithoutColumnsWaits) {
+  for (const KernelTable* table : SupportedKernelTables()) {
+    if (table->max_rows < 2) continue;
+    const std::vector<float> scores(2 * 2 * kWidth, 3.0f);
+    const State s = RunBlocks(*table, {{0, 5}, {4, 64}}, 0, 2, scores), first = RunBlocks(*table, {{0, 5}}, 0, 2, scores);
+    EXPECT_EQ(first.max[0], -INFINITY);
+    EXPECT_EQ(first.Sum(0), 0);
+    EXPECT_EQ(first.Sum(1), 5);
+    EXPECT_EQ(s.Sum(0), 4);
+    EXPECT_EQ(s.Sum(1), 69);
   }
 }
 

@@ -1,8 +1,11 @@
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <tuple>
 #include <vector>
 
 #include "moe/base/cpu_info.h"
+#include "moe/ops/chunks.h"
 #include "moe/ops/gemm.h"
 #include "testing/matchers.h"
 #include "testing/random.h"
@@ -11,64 +14,78 @@
 namespace moe::test {
 namespace {
 
-int tiles_streamed, fences;
+// A table that counts the tiles that go past the caches.
+struct Counting {
+  KernelTable table;
+  static inline const KernelTable* real;
+  static inline std::atomic<int> tiles, fences;
 
-// A product of so many rows that its result is more than the caches of two threads keep goes past them, and is the same; unless
-// it cannot, as its rows do not begin at a cache line.
+  explicit Counting(const KernelTable& of) : table(of) {
+    real = &of, tiles = fences = 0;
+    table.tile_f32 = [](auto... args) { Count(args...), real->tile_f32(args...); };
+    table.outer_f32 = [](auto... args) { Count(args...), real->outer_f32(args...); };
+    table.tile_bf16 = [](auto... args) { Count(args...), real->tile_bf16(args...); };
+    table.outer_bf16 = [](auto... args) { Count(args...), real->outer_bf16(args...); };
+    table.stream_fence = [] { ++fences, real->stream_fence(); };
+  }
+  template <class... Args>
+  static void Count(Args... args) {
+    if (std::get<sizeof...(Args) - 1>(std::tuple(args...)).stream) ++tiles;
+  }
+};
+
+// A list of products, one of them of no rows, whose results together are more than the caches of two threads keep: they go past
+// them, and are the same; unless they cannot, as their rows do not begin at a cache line, or are added to.
 TEST(GemmStream, WhatIsLargeGoesPastTheCachesAndIsTheSame) {
-  static const KernelTable* real;
   for (const KernelTable* table : SupportedKernelTables()) {
-    real = table;
-    KernelTable counting = *table;
-    counting.outer_f32 = [](int64_t rows, int64_t K, const float* a, int64_t a_stride, const float* b, int64_t b_stride,
-                            float* c, int64_t ldc, bool accumulate, const TileHints& hints) {
-      if (hints.stream) __atomic_fetch_add(&tiles_streamed, 1, __ATOMIC_RELAXED);
-      real->outer_f32(rows, K, a, a_stride, b, b_stride, c, ldc, accumulate, hints);
-    };
-    counting.stream_fence = [] {
-      __atomic_fetch_add(&fences, 1, __ATOMIC_RELAXED);
-      real->stream_fence();
-    };
-    TestContext t(2, &counting);
-    const int64_t N = 1024 + 7, K = 9;  // the last panel is not whole
-    const int64_t M = 2 * std::max<int64_t>(GetCpuInfo().l2_bytes, int64_t{1} << 20) / (N * 4) + 5, stride = N + 9;
-    Rng rng(1);
-    const auto x = NormalFloats(M * K, rng), w = NormalFloats(N * K, rng);
-    const auto bytes = t.ctx.arena.Alloc<std::byte>(PackedBytes(DType::kF32, N, K, PackSide::kForward));
-    const PackedWeight weight = Pack({w.data(), N, K}, DType::kF32, PackSide::kForward, bytes, t.ctx);
-    const MatView<const float> a(x.data(), M, K);
-    const AlignedBytes storage = AllocateAligned(static_cast<size_t>((M * stride + 16) * 4));
-    for (const int64_t offset : {0, 1}) {  // floats
-      const MatView<float> c(reinterpret_cast<float*>(storage.get()) + offset, M, N, stride);
-      const auto dense = [&] {
-        std::vector<float> out;
-        for (int64_t r = 0; r < M; ++r) out.insert(out.end(), c.row(r), c.row(r) + N);
-        return out;
-      };
-      SCOPED_TRACE(fmt::format("{} offset {}", table->name, offset));
-      const auto in_pieces = [&](Epilogue epilogue) {
-        for (int64_t row = 0, rows; row < M; row += rows) {
-          rows = std::min<int64_t>(100, M - row);
-          Gemm({.a = a.Rows(row, rows), .weight = &weight, .epilogue = epilogue, .c = c.Rows(row, rows)}, t.ctx);
+    for (const DType format : kFormats) {
+      Counting counting(*table);
+      TestContext t(2, &counting.table);
+      const int64_t N = 1024 + 7, K = 10, stride = N + 9;  // the last panel is not whole
+      const int64_t M = 2 * std::max<int64_t>(GetCpuInfo().l2_bytes, int64_t{1} << 20) / (N * 4) + 5;
+      Rng rng(1);
+      const auto x = NormalFloats(M * K, rng), w = NormalFloats(N * K, rng);
+      const auto bytes = t.ctx.arena.Alloc<std::byte>(PackedBytes(format, N, K, PackSide::kForward));
+      const PackedWeight weight = Pack({w.data(), N, K}, format, PackSide::kForward, bytes, t.ctx);
+      const MatView<const float> a(x.data(), M, K);
+      const AlignedBytes storage = AllocateAligned(static_cast<size_t>((M * stride + 16) * 4));
+      for (const int64_t offset : {0, 1}) {  // floats
+        SCOPED_TRACE(fmt::format("{} {} offset {}", table->name, Name(format), offset));
+        const MatView<float> c(reinterpret_cast<float*>(storage.get()) + offset, M, N, stride);
+        const auto dense = [&] {
+          std::vector<float> out;
+          for (int64_t r = 0; r < M; ++r) out.insert(out.end(), c.row(r), c.row(r) + N);
+          return out;
+        };
+        const auto part = [&](Epilogue epilogue, int64_t row, int64_t rows) {
+          return GemmProblem{.a = a.Rows(row, rows), .weight = &weight, .epilogue = epilogue, .c = c.Rows(row, rows)};
+        };
+        const auto in_pieces = [&](Epilogue epilogue) {
+          for (int64_t row = 0; row < M; row += 100) Gemm(part(epilogue, row, std::min<int64_t>(100, M - row)), t.ctx);
+          return dense();
+        };
+        const auto at_once = [&](Epilogue epilogue) {
+          const int64_t few = 3, half = M / 2;  // a tile by itself is read row by row
+          const GemmProblem list[] = {part(epilogue, 0, few), part(epilogue, few, half - few), part(epilogue, half, 0),
+                                      part(epilogue, half, M - half)};
+          GroupedGemm(list, t.ctx);
+          return dense();
+        };
+        counting.tiles = counting.fences = 0;
+        const auto want = in_pieces(Epilogue::kStore), want_sums = in_pieces(Epilogue::kAccumulate);
+        EXPECT_EQ(counting.tiles, 0);
+        std::fill_n(reinterpret_cast<float*>(storage.get()), M * stride + 16, NAN);
+        ExpectSameBits(at_once(Epilogue::kStore), want);
+        const int streamed = counting.tiles, fences = counting.fences;
+        const int64_t whole_panels = N / kPanel, tiles = CeilDiv(M / 2, table->max_rows) + CeilDiv(M - M / 2, table->max_rows);
+        EXPECT_EQ(streamed >= (tiles - 2) * whole_panels, offset == 0) << streamed;
+        EXPECT_EQ(fences > 2, offset == 0) << fences;  // at least one of every problem with rows
+        EXPECT_TRUE(offset == 0 || streamed + fences == 0);
+        ExpectSameBits(at_once(Epilogue::kAccumulate), want_sums);
+        EXPECT_EQ(counting.tiles, streamed);  // what is added to is read first
+        for (int64_t r = 0; r < M; ++r) {
+          for (int64_t n = N; n < stride; ++n) ASSERT_TRUE(std::isnan(c.row(r)[n])) << r << " " << n;
         }
-        return dense();
-      };
-      const auto whole = [&](Epilogue epilogue) {
-        Gemm({.a = a, .weight = &weight, .epilogue = epilogue, .c = c}, t.ctx);
-        return dense();
-      };
-      tiles_streamed = fences = 0;
-      const auto want = in_pieces(Epilogue::kStore), want_sums = in_pieces(Epilogue::kAccumulate);
-      EXPECT_EQ(tiles_streamed, 0);
-      std::fill_n(reinterpret_cast<float*>(storage.get()), M * stride + 16, NAN);
-      ExpectSameBits(whole(Epilogue::kStore), want);
-      const int streamed = tiles_streamed;
-      EXPECT_EQ(streamed > 0, offset == 0);
-      EXPECT_EQ(fences > 0, offset == 0);
-      ExpectSameBits(whole(Epilogue::kAccumulate), want_sums);
-      EXPECT_EQ(tiles_streamed, streamed);  // what is added to is read first
-      for (int64_t r = 0; r < M; ++r) {
-        for (int64_t n = N; n < stride; ++n) ASSERT_TRUE(std::isnan(c.row(r)[n])) << r << " " << n;
       }
     }
   }

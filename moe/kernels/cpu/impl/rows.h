@@ -101,7 +101,7 @@ MOE_INLINE void MoveMax(int64_t rows, const int32_t* valid, const float* x, floa
   const VecF largest = FoldRows(
       fold, [](VecF a, VecF b) __attribute__((always_inline)) { return Max(a, b); });
   const VecF before = Load(max), after = largest - before > kSoftmaxSlack ? largest : before;
-  Store(rescale, Exp2NoOverflow(before - after));
+  Store(rescale, after > before ? Exp2NoOverflow(before - after) : Broadcast(1.0f));  // both may be -inf
   Store(max, LaneIndex(0) < static_cast<int32_t>(rows) ? after : before);
 }
 

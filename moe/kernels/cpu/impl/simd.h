@@ -192,11 +192,11 @@ MOE_INLINE void Transpose(VecF* m) {
 // Below this exp is under the normal range and given as exactly 0; above kExpHigh it is +inf.
 constexpr float kExpLow = -87.33654f, kExpHigh = 88.72283f;
 
-// exp(x) = p * 2^n to about 1 ulp, x in [kExpLow, kExpHigh] or NaN; p in [0.7, 1.42]. Range reduction by the round-to-integer
-// constant 1.5 * 2^23, whose bits leave with the shift in TimesPowerOfTwo; polynomial after Cephes' expf.
+// exp(x) = p * 2^n to about 1 ulp, x in [kExpLow, kExpHigh] or NaN. Range reduction by the round-to-integer constant 1.5 *
+// 2^23; polynomial after Cephes' expf.
 struct ExpParts {
   VecF p;
-  VecI n;  // in its lowest nine bits
+  VecI n;
 };
 MOE_INLINE ExpParts ExpReduced(VecF x) {
   constexpr float kRound = 12582912.0f;
@@ -209,32 +209,33 @@ MOE_INLINE ExpParts ExpReduced(VecF x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  return {p, reinterpret_cast<VecI>(shifted)};
+  return {p, reinterpret_cast<VecI>(shifted) - 0x4b400000};
 }
-// p * 2^n, which is in the normal range.
-MOE_INLINE VecF TimesPowerOfTwo(VecF p, VecI n) {
-  return reinterpret_cast<VecF>(reinterpret_cast<VecI>(p) + (n << 23));
+MOE_INLINE VecF PowerOfTwo(VecI n) {
+  return reinterpret_cast<VecF>((n + 127) << 23);
 }
 
 // Exactly 0 below kExpLow, +inf above kExpHigh, NaN for NaN.
 MOE_INLINE VecF Exp(VecF x) {
   const VecF clamped = x > Broadcast(kExpHigh) ? Broadcast(kExpHigh) : (x < Broadcast(kExpLow) ? Broadcast(kExpLow) : x);
   const ExpParts e = ExpReduced(clamped);
-  const VecI n = e.n - 0x4b400000, half = n >> 1;  // in two factors: n may be 128, one above the largest exponent
-  const VecF result = TimesPowerOfTwo(TimesPowerOfTwo(e.p, half), n - half);
+  const VecI half = e.n >> 1;  // 2^n in two factors: n may be 128, one above the largest exponent
+  const VecF result = e.p * PowerOfTwo(half) * PowerOfTwo(e.n - half);
   const VecF high = x > Broadcast(kExpHigh) ? Broadcast(__builtin_inff()) : result;
   return x < Broadcast(kExpLow) ? VecF{} : high;
 }
-// 2^y to 3 units of 2^-24, y < 128; exactly 1 at 0, exactly 0 below -126, NaN for NaN. A minimax polynomial on [-1/2, 1/2].
+// 2^y to 4 units of 2^-24, y < 127.5; exactly 1 at 0, exactly 0 below -126, NaN for NaN. A minimax polynomial on [-1/2, 1/2].
+// The round-to-integer constant holds the exponent's bias, so that its lowest bits are those of 2^n once shifted into place.
 MOE_INLINE VecF Exp2NoOverflow(VecF y) {
-  constexpr float kRound = 12582912.0f;
+  constexpr float kRound = 12582912.0f + 127.0f;
   const VecF shifted = y + kRound, r = y - (shifted - kRound);
   VecF p = r * 1.3264699e-3f + 9.671509e-3f;
   p = p * r + 5.550734e-2f;
   p = p * r + 2.4022242e-1f;
   p = p * r + 6.93147e-1f;
   p = p * r + 1.0f;
-  return y < Broadcast(-126.0f) ? VecF{} : TimesPowerOfTwo(p, reinterpret_cast<VecI>(shifted));
+  const VecF power = reinterpret_cast<VecF>(reinterpret_cast<VecU>(shifted) << 23);
+  return y < Broadcast(-126.0f) ? VecF{} : p * power;
 }
 
 MOE_INLINE VecF Sigmoid(VecF x) {
