@@ -8,6 +8,7 @@ namespace {
 
 // With p = exp(s - log_sum_exp), s = scale q k^T and delta = rowsum(d_out * out) (Dao et al. 2022, algorithm 4):
 //   d_v = p^T d_out    d_s = p * (d_out v^T - delta)    d_q = scale d_s k    d_k = d_s^T (scale q)
+// (s in units of ln 2, as scale * log2(e) * q is what is multiplied: p a power of two, and d_k times ln 2 at the end.)
 // One item is one key/value head of one segment: key blocks outside, its query heads and their rows inside, all in order, so
 // nothing is summed by two threads.
 struct Item {

@@ -81,8 +81,8 @@ bool Interleaves(const WorkItem& item) {
   return item.tiles > 1 && item.panels >= kLeastPanels;
 }
 
-// `after`: the panel that this thread will probably read first when it is done here; null: unknown. `stream`: c
-// goes past the caches.
+// `after`: the panel that this thread will probably read first when it is done here; null: unknown.
+// `stream`: c goes past the caches.
 void RunItem(const GemmProblem& p, const WorkItem& item, int64_t tiles, const std::byte* after, bool stream,
              const Scratch& scratch, const KernelTable& k) {
   const PackedWeight& w = *p.weight;
@@ -117,7 +117,6 @@ void RunItem(const GemmProblem& p, const WorkItem& item, int64_t tiles, const st
       // Each tile asks for its share of the next panel.
       TileHints hints{.stream = streams};
       if (following != nullptr) hints.b = following + i * share_step * steps, hints.b_step = share_step;
-
       if (direct && !streams && i + 1 < item.tiles) hints.c = c + rows * ldc;
       const auto* b_f32 = reinterpret_cast<const float*>(b);
       const auto* b_bf16 = reinterpret_cast<const uint32_t*>(b);
