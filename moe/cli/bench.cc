@@ -54,8 +54,8 @@ Result<std::vector<BenchCase>> CasesOf(const Flags& flags) {
   }
   std::vector<BenchCase> cases = subject->cases(shapes, format, nullptr);
   if (cases.empty()) {
-    return Err(flags.shapes.value_or("defaults"), "got no shape for 'moe bench {}', expected lines that begin with {}", subject->name,
-               subject->shapes);
+    return Err(flags.shapes.value_or("defaults"), "got no shape for 'moe bench {}', expected lines that begin with {}",
+               subject->name, subject->shapes);
   }
   const std::string some = cases[0].group + "/" + cases[0].name;
   std::erase_if(cases, [&](const BenchCase& c) { return (c.group + "/" + c.name).find(flags.filter) == std::string::npos; });
