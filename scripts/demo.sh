@@ -45,8 +45,11 @@ evaluate() {
 }
 
 generate() {
-  "$moe" generate --model "$folder/moe" --prompt "She had always" -n 200 --temperature 0.7 --seed 1 | tee "$folder/paragraph.txt"
+  "$moe" generate --model "$folder/moe" --prompt "She had always" -n 200 --temperature 0.7 --seed 1 \
+    >"$folder/paragraph.txt" 2>"$folder/generate.log"
+  cat "$folder/paragraph.txt"
   echo
+  cat "$folder/generate.log"
 }
 
 sweep() {

@@ -118,12 +118,25 @@ Result<ModelConfig> LoadConfigFile(const std::string& path) {
   return ParseHfConfig(json, path);
 }
 
+// Of a folder's config.json. A folder of runs has models one level down: the error names one.
+Result<ModelConfig> LoadConfigOf(const std::string& folder) {
+  const std::string path = folder + "/config.json";
+  std::error_code ignored;
+  if (std::filesystem::exists(path, ignored)) return LoadConfigFile(path);
+  std::vector<std::string> models;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    if (std::filesystem::exists(entry.path() / "config.json", ignored)) models.push_back(entry.path().string());
+  }
+  const std::string hint = models.empty() ? "" : fmt::format("; {}?", *std::ranges::min_element(models));
+  return Err(folder, "got a folder without config.json, expected a model{}", hint);
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Model>> LoadModel(const std::string& folder, const LoadOptions& options, ExecContext& ctx) {
   std::error_code ignored;
   if (!std::filesystem::is_directory(folder, ignored)) return Err(folder, "is no model folder: there is no such folder");
-  MOE_TRY(const ModelConfig config, LoadConfigFile(folder + "/config.json"));
+  MOE_TRY(const ModelConfig config, LoadConfigOf(folder));
   MOE_TRY(const ModelFiles files, ModelFiles::Open(folder));
   for (const Safetensors& shard : files.shards()) {
     if (shard.has_checksums()) MOE_TRY(shard.VerifyChecksums());
@@ -138,7 +151,7 @@ Result<std::unique_ptr<Model>> LoadModel(const std::string& folder, const LoadOp
 
 Result<ModelConfig> LoadModelConfig(const std::string& path_or_preset) {
   std::error_code ignored;
-  if (std::filesystem::is_directory(path_or_preset, ignored)) return LoadConfigFile(path_or_preset + "/config.json");
+  if (std::filesystem::is_directory(path_or_preset, ignored)) return LoadConfigOf(path_or_preset);
   if (std::filesystem::exists(path_or_preset, ignored)) return LoadConfigFile(path_or_preset);
   const bool looks_like_path = path_or_preset.find('/') != std::string::npos || path_or_preset.ends_with(".json");
   if (looks_like_path) return Err(path_or_preset, "there is no such file or folder");

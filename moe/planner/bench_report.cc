@@ -53,7 +53,7 @@ std::vector<std::string> Distinct(std::span<const BenchResult> results, F&& name
 std::string KindSummary(std::span<const BenchResult> rows, const std::string& indent) {
   std::string out;
   const auto add = [&](const std::string& title, const std::string& text) {
-    if (!text.empty()) out += fmt::format("{}{:<28}{}\n", indent, title + ":", text);
+    if (!text.empty()) out += fmt::format("{}{:<28}{}\n", indent, title + ": ", text);
   };
   add("fraction", MeanAndLeast(rows, [](const BenchResult& r) { return r.fraction.median; }));
   if (rows.size() > 1) {

@@ -316,6 +316,20 @@ TEST_F(BadCheckpoint, MissingOrBrokenFiles) {
   EXPECT_EQ(loaded.error().what, "is no model folder: there is no such folder");
 }
 
+TEST(BadModelFolder, OneWithoutConfigNamesTheModelInIt) {
+  const TempDir dir;
+  TestContext t;
+  const auto loaded = LoadModel(dir.path().string(), {}, t.ctx);
+  ASSERT_FALSE(loaded.has_value());
+  EXPECT_EQ(loaded.error().what, "got a folder without config.json, expected a model");
+  for (const char* name : {"b", "a", "empty"}) fs::create_directory(dir / name);
+  WriteFile(dir / "b/config.json", "{}"), WriteFile(dir / "a/config.json", "{}");
+  const auto config = LoadModelConfig(dir.path().string());
+  ASSERT_FALSE(config.has_value());
+  EXPECT_EQ(config.error().where, dir.path().string());
+  EXPECT_EQ(config.error().what, "got a folder without config.json, expected a model; " + dir / "a" + "?");
+}
+
 TEST_F(BadCheckpoint, AFailedSaveLeavesTheOldOne) {
   const std::string before = ReadFile(path());
   Model model(TinyMoe(), DType::kF32, true);
