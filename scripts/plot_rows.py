@@ -15,7 +15,7 @@ NAME = re.compile(r"(?P<format>\w+)/(?P<M>\d+)x(?P<NK>\d+x\d+)(?P<rest>(/threads
 
 
 def curves_of(cases):
-    """{"ours, bf16 2048x2048": {M: seconds per row}}"""
+    """{"ours, bf16 2048x2048": {M: seconds per row}}; "at least": what memory and peak allowed beside each run"""
     curves = {}
     for case in cases:
         name = NAME.match(case["name"])
@@ -23,6 +23,7 @@ def curves_of(cases):
             continue
         rows, what = int(name["M"]), f'{name["format"]} {name["NK"]}{name["rest"].replace("/threads:", ", threads ")}'
         curves.setdefault(f"ours, {what}", {})[rows] = case["run_s"] / rows
+        curves.setdefault(f"at least, {what}", {})[rows] = case["run_s"] * case["fraction"] / rows
         for peer in case.get("peers", []):
             curves.setdefault(f'{peer["peer"]}, {what}', {})[rows] = case["run_s"] * peer["peer_ratio"] / rows
     if not curves:
