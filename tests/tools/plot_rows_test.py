@@ -15,7 +15,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def case(rows, seconds, group="decode", **more):
-    return {"group": group, "name": f"bf16/{rows}x2048x2048", "run_s": seconds, **more}
+    return {"group": group, "name": f"bf16/{rows}x2048x2048", "run_s": seconds, "fraction": 0.5, **more}
 
 
 def bench(*cases):
@@ -41,13 +41,14 @@ class PlotRows(unittest.TestCase):
     def test_time_is_per_row_and_rows_ascend(self):
         done = self.run_on(json.dumps(bench(case(4, 8e-6), case(1, 8e-6), case(2, 8e-6), case(128, 1, group="dense"))))
         self.assertEqual((done.returncode, done.stderr), (0, ""))
-        root, (ours,) = self.points()
+        root, (ours, least) = self.points()
         self.assertEqual(len(ours), 3)
         self.assertAlmostEqual(ours[1][0] - ours[0][0], ours[2][0] - ours[1][0], places=0)  # 1, 2, 4 on a log scale
         self.assertAlmostEqual(ours[1][1] - ours[0][1], ours[2][1] - ours[1][1], places=0)  # 8, 4, 2 us a row
         self.assertGreater(ours[1][1], ours[0][1])  # down the page
+        self.assertAlmostEqual(least[0][1], ours[1][1], places=0)  # half of 8 us
         text = "".join(root.itertext())
-        for part in ("Some <CPU>", "ours, bf16 2048x2048", "4 rows: 2 us per row"):
+        for part in ("Some <CPU>", "ours, bf16 2048x2048", "4 rows: 2 us per row", "at least, bf16 2048x2048"):
             self.assertIn(part, text)
 
     def test_a_peer_has_a_curve_of_its_own(self):
@@ -55,13 +56,13 @@ class PlotRows(unittest.TestCase):
         for c in cases:
             c["name"] += "/threads:2"
         self.assertEqual(self.run_on(json.dumps(bench(*cases))).returncode, 0)
-        root, (ours, theirs) = self.points()
+        root, (ours, _, theirs) = self.points()
         self.assertAlmostEqual(ours[0][1], theirs[1][1], places=0)  # 8 us a row: our one row, their two
         self.assertIn("onednn, bf16 2048x2048, threads 2", "".join(root.itertext()))
 
     def test_one_case_alone(self):
         self.assertEqual(self.run_on(json.dumps(bench(case(16, 1e-4)))).returncode, 0)
-        self.assertEqual([len(line) for line in self.points()[1]], [1])
+        self.assertEqual([len(line) for line in self.points()[1]], [1, 1])
 
     def test_what_cannot_be_drawn_is_one_line(self):
         for text, part in (("{", "JSONDecodeError"), ("{}", "cases"), (json.dumps(bench()), "no product of group 'decode'"),
