@@ -31,7 +31,7 @@ adamw 67108864
 constexpr int64_t kMaxExtent = int64_t{1} << 20;   // of rows and widths
 constexpr int64_t kMaxExperts = int64_t{1} << 12;  // and heads
 constexpr int64_t kMaxSlots = int64_t{1} << 30;    // T*k: indices are int32
-constexpr int64_t kMaxValues = int64_t{1} << 36;
+constexpr int64_t kMaxValues = int64_t{1} << 36;   // of S: blocks are int32, too
 
 struct Number {
   const char* name;
@@ -51,6 +51,7 @@ void AddOnce(const T& shape, std::vector<T>& list) {
 
 constexpr Number kGemm[] = {{"M"}, {"N"}, {"K"}};
 constexpr Number kMoe[] = {{"T"}, {"D", kMaxExtent, 16}, {"F", kMaxExtent, 16}, {"E", kMaxExperts}, {"k", kMaxExperts}};
+constexpr Number kSparse[] = {{"M", kMaxExtent, kSparseMultiple}, {"N", kMaxExtent, kSparseMultiple}, {"K"}};
 constexpr Number kAttention[] = {{"C"}, {"H", kMaxExperts}, {"G", kMaxExperts}, {"P", 1024, 2}};
 constexpr Number kAdamw[] = {{"VALUES", kMaxValues}};
 constexpr size_t kMostNumbers = 5;
@@ -63,6 +64,10 @@ constexpr Kind kKinds[] = {
     {"moe", kMoe,
      [](std::span<const int64_t> v, BenchShapes& s) {
        AddOnce(MoeShape{v[0], v[1], v[2], v[3], v[4]}, s.moe);
+     }},
+    {"sparse", kSparse,
+     [](std::span<const int64_t> v, BenchShapes& s) {
+       AddOnce(GemmShape{v[0], v[1], v[2]}, s.sparse);
      }},
     {"attention", kAttention,
      [](std::span<const int64_t> v, BenchShapes& s) {
@@ -98,7 +103,7 @@ std::string FormOf(const Kind& kind) {
 Status ParseLine(const std::vector<std::string_view>& words, const std::string& where, BenchShapes& shapes) {
   const auto kind = std::ranges::find(kKinds, words[0], &Kind::word);
   if (kind == std::end(kKinds)) {
-    return Err(where, "got '{}', expected gemm, moe, attention or adamw", Shown(words[0]));
+    return Err(where, "got '{}', expected gemm, moe, sparse, attention or adamw", Shown(words[0]));
   }
   if (words.size() - 1 != kind->numbers.size()) {
     return Err(where, "got {} numbers, expected '{}'", words.size() - 1, FormOf(*kind));
@@ -118,6 +123,9 @@ Status ParseLine(const std::vector<std::string_view>& words, const std::string& 
     if (values[0] * values[4] > kMaxSlots) {
       return Err(where, "got T k = {}, expected at most {}", values[0] * values[4], kMaxSlots);
     }
+  }
+  if (kind->word == "sparse" && values[0] * values[1] > kMaxValues) {
+    return Err(where, "got M N = {}, expected at most {}", values[0] * values[1], kMaxValues);
   }
   if (kind->word == "attention" && values[1] % values[2] != 0) {
     return Err(where, "got G = {}, expected a divisor of H = {}", values[2], values[1]);
@@ -147,6 +155,7 @@ std::string ToText(const BenchShapes& shapes) {
   std::string out;
   for (const auto& s : shapes.gemm) out += fmt::format("gemm {} {} {}\n", s.M, s.N, s.K);
   for (const auto& s : shapes.moe) out += fmt::format("moe {} {} {} {} {}\n", s.T, s.D, s.F, s.E, s.k);
+  for (const auto& s : shapes.sparse) out += fmt::format("sparse {} {} {}\n", s.M, s.N, s.K);
   for (const auto& s : shapes.attention) out += fmt::format("attention {} {} {} {}\n", s.C, s.H, s.G, s.P);
   for (const int64_t values : shapes.adamw) out += fmt::format("adamw {}\n", values);
   return out;

@@ -8,6 +8,7 @@
 #include "moe/planner/bench_grouped.h"
 #include "moe/planner/bench_moe.h"
 #include "moe/planner/bench_optimizer.h"
+#include "moe/planner/bench_sparse.h"
 
 namespace moe {
 namespace {
@@ -25,9 +26,10 @@ std::vector<BenchCase> Join(std::vector<std::vector<BenchCase>> lists) {
 }
 
 constexpr BenchSubject kSubjects[] = {
-    {"gemm", "matrix products: dense, decode, of experts, block-sparse, backward", "gemm or moe",
+    {"gemm", "matrix products: dense, decode, of experts, block-sparse, backward", "gemm, moe or sparse",
      [](const BenchShapes& s, DType format, const GemmPeers& peers) {
-       return Join({DenseCases(s, format, peers), GroupedCases(s, format), BlockSparseCases(s, format)});
+       return Join(
+           {DenseCases(s, format, peers), GroupedCases(s, format), BlockSparseCases(s, format), CheckerboardCases(s, format)});
      }},
     {"moe", "an MoE layer: its executors forward and backward, decode, router, prompts, training steps", "moe",
      [](const BenchShapes& s, DType format, const GemmPeers&) {

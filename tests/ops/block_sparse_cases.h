@@ -40,8 +40,8 @@ struct Blocks {
   bool Used(int64_t row) const { return used.empty() || row % block < used[static_cast<size_t>(row / block)]; }
 };
 
-// Block-diagonal (an MoE layer's), random, or full.
-enum class Kind { kDiagonal, kRandom, kFull };
+// Block-diagonal (an MoE layer's), random, full, or no two blocks side by side nor below each other.
+enum class Kind { kDiagonal, kRandom, kFull, kCheckerboard };
 
 inline Blocks MakeBlocks(Kind kind, int64_t block, int64_t experts, bool ragged, Rng& rng, ExecContext& ctx) {
   const int64_t columns = 2 * experts;  // two blocks an expert
@@ -50,11 +50,22 @@ inline Blocks MakeBlocks(Kind kind, int64_t block, int64_t experts, bool ragged,
   int64_t rows = 0;
   for (int64_t e = 0; e < experts; ++e) {
     const int64_t few = block > 64 ? e : rng.Below(4);  // none, too; of the large ones none, then one
-    const int64_t count = kind == Kind::kDiagonal ? few : 2;
-    for (int64_t i = 0; i < count; ++i, ++rows) {
-      for (int64_t j = 0; j < columns; ++j) {
-        mask.push_back(kind == Kind::kFull || (kind == Kind::kDiagonal ? j / 2 == e : rng.Below(5) < 3));
+    const int64_t count = kind == Kind::kDiagonal ? few : kind == Kind::kCheckerboard && block > 64 ? 1 : 2;
+    const auto there = [&](int64_t j) {
+      switch (kind) {
+        case Kind::kDiagonal:
+          return j / 2 == e;
+        case Kind::kRandom:
+          return rng.Below(5) < 3;
+        case Kind::kFull:
+          return true;
+        case Kind::kCheckerboard:
+          return (rows + j) % 2 == 0;
       }
+      return false;
+    };
+    for (int64_t i = 0; i < count; ++i, ++rows) {
+      for (int64_t j = 0; j < columns; ++j) mask.push_back(there(j));
       const bool last = i + 1 == count;
       used.push_back(static_cast<int32_t>(ragged && (last || kind == Kind::kRandom) ? rng.Below(block + 1) : block));
     }
@@ -142,6 +153,8 @@ inline std::vector<Case> Cases() {
     }
     out.push_back({kind, 128, kind == Kind::kDiagonal ? 2 : 1, true});
   }
+  // Two blocks in every row and, but for the largest, in every column, so that they add up in rounds.
+  for (const int64_t block : {16, 32, 64, 128}) out.push_back({Kind::kCheckerboard, block, 2, block < 64});
   return out;
 }
 

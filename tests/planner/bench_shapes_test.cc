@@ -17,11 +17,13 @@ void ExpectError(const std::string& text, const std::string& message) {
 
 TEST(BenchShapes, ReadsEveryKindPastCommentsAndSpace) {
   const auto shapes = ParseBenchShapes(
-      "# a model\r\n\n  gemm 256 1024\t2048 # wide\nmoe 512 128 256 8 2\nattention 1024 8 2 64\nadamw 1000\ngemm 1 2 3",
+      "# a model\r\n\n  gemm 256 1024\t2048 # wide\nmoe 512 128 256 8 2\nsparse 512 256 3\nattention 1024 8 2 64\nadamw "
+      "1000\ngemm 1 2 3",
       "f.txt");
   ASSERT_TRUE(shapes.has_value()) << shapes.error().Message();
   EXPECT_EQ(shapes->gemm, (std::vector<GemmShape>{{256, 1024, 2048}, {1, 2, 3}}));
   EXPECT_EQ(shapes->moe, (std::vector<MoeShape>{{512, 128, 256, 8, 2}}));
+  EXPECT_EQ(shapes->sparse, (std::vector<GemmShape>{{512, 256, 3}}));
   EXPECT_EQ(shapes->attention, (std::vector<AttentionBenchShape>{{1024, 8, 2, 64}}));
   EXPECT_EQ(shapes->adamw, std::vector<int64_t>{1000});
   EXPECT_EQ(ParseBenchShapes(ToText(*shapes), "again"), *shapes);
@@ -34,7 +36,7 @@ TEST(BenchShapes, AShapeGivenTwiceIsMeasuredOnce) {
 TEST(BenchShapes, ErrorsNameFileAndLine) {
   ExpectError("", "[f.txt] got no shape, expected lines such as 'gemm 1024 2048 2048'");
   ExpectError("# nothing\n\n", "[f.txt] got no shape, expected lines such as 'gemm 1024 2048 2048'");
-  ExpectError("gemm 1 2 3\n\nGEMM 1 2 3", "[f.txt:3] got 'GEMM', expected gemm, moe, attention or adamw");
+  ExpectError("gemm 1 2 3\n\nGEMM 1 2 3", "[f.txt:3] got 'GEMM', expected gemm, moe, sparse, attention or adamw");
   ExpectError("gemm 1 2", "[f.txt:1] got 2 numbers, expected 'gemm M N K'");
   ExpectError("adamw 1 2", "[f.txt:1] got 2 numbers, expected 'adamw VALUES'");
   ExpectError("gemm 1 0 3", "[f.txt:1] got N = '0', expected a whole number from 1 to 1048576");
@@ -48,9 +50,14 @@ TEST(BenchShapes, ErrorsNameFileAndLine) {
   ExpectError("moe 1 16 24 4 2", "[f.txt:1] got F = 24, expected a multiple of 16");
   ExpectError("moe 1 16 16 4 5", "[f.txt:1] got k = 5, expected at most E = 4");
   ExpectError("moe 1048576 16 16 4096 4096", "[f.txt:1] got T k = 4294967296, expected at most 1073741824");
+  ExpectError("sparse 128 256 1", "[f.txt:1] got M = 128, expected a multiple of 256");
+  ExpectError("sparse 256 16 1", "[f.txt:1] got N = 16, expected a multiple of 256");
+  ExpectError("sparse 256 256", "[f.txt:1] got 2 numbers, expected 'sparse M N K'");
+  ExpectError("sparse 1048576 1048576 1", "[f.txt:1] got M N = 1099511627776, expected at most 68719476736");
   ExpectError("attention 16 4 3 64", "[f.txt:1] got G = 3, expected a divisor of H = 4");
   ExpectError("attention 16 4 2 63", "[f.txt:1] got P = 63, expected a multiple of 2");
-  ExpectError(std::string(100, 'x'), "[f.txt:1] got '" + std::string(40, 'x') + "...', expected gemm, moe, attention or adamw");
+  ExpectError(std::string(100, 'x'),
+              "[f.txt:1] got '" + std::string(40, 'x') + "...', expected gemm, moe, sparse, attention or adamw");
 }
 
 TEST(BenchShapes, DefaultsHaveSomethingForEverySubject) {
@@ -72,7 +79,7 @@ TEST(BenchShapes, EveryFileOfTheTreeIsRight) {
     EXPECT_EQ(ParseBenchShapes(ToText(*shapes), "again"), *shapes);
     ++files;
   }
-  EXPECT_GE(files, 12);
+  EXPECT_GE(files, 13);
 }
 
 }  // namespace

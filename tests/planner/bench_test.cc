@@ -114,7 +114,7 @@ TEST(BenchSubjects, EveryCaseRunsOnTinyShapes) {
   Bench b;
   const auto shapes = ParseBenchShapes(
       "gemm 3 33 5\ngemm 17 40 18\ngemm 65 40 18\nmoe 64 32 16 4 2\nmoe 5 16 32 3 3\nmoe 48 16 16 3 1\nmoe 256 16 16 3 2\n"
-      "moe 4096 16 16 2 2\nattention 70 4 2 16\nadamw 1000\n",
+      "moe 4096 16 16 2 2\nsparse 512 256 24\nattention 70 4 2 16\nadamw 1000\n",
       "tiny");
   ASSERT_TRUE(shapes.has_value()) << shapes.error().Message();
   int prompts = 0;  // 256 tokens
