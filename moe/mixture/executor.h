@@ -30,7 +30,7 @@ ExpertLayout PaddedLayout(const Routing& routing, const DispatchPlan& plan, int6
                           ExecContext& ctx);
 // The plan's rows, each expert's beginning with a block; [rows, E*F] has blocks where rows are an expert's and columns its own.
 ExpertLayout BlockSparseLayout(const DispatchPlan& plan, int64_t expert_width, ConstAnyMat x, ExecContext& ctx);
-// Rows and columns of its blocks.
+// Rows and columns of its blocks: 32, or 16 for widths that are not a multiple of it.
 int64_t ExpertBlock(int64_t expert_width);
 
 // Rows of a bucket: the capacity, or the most loaded expert's when dropless.

@@ -5,11 +5,11 @@
 
 namespace moe {
 
+// A layer's blocks merge to one rectangle an expert, as fast for blocks of 16 as of 128 and on every kernel table, while the
+// rows that pad an expert to its last block grow with them. Of 32, not 16: that is a panel of the weights, so that nothing
+// depends on merging, and an index of a quarter of the entries. (docs/adr/0012-block-size.md)
 int64_t ExpertBlock(int64_t expert_width) {
-  for (const int64_t block : {64, 32}) {
-    if (expert_width % block == 0) return block;
-  }
-  return 16;
+  return expert_width % 32 == 0 ? 32 : 16;
 }
 
 ExpertLayout BlockSparseLayout(const DispatchPlan& plan, int64_t expert_width, ConstAnyMat x, ExecContext& ctx) {

@@ -72,13 +72,13 @@ TEST(LayerProperties, ExecutorsAgreeBitForBitForwardAndBackward) {
   }
 }
 
-// Widths that the block-sparse executor cuts into blocks of 64, and experts with several of them below each other.
-TEST(LayerProperties, BlocksOf64AgreeBitForBit) {
+// Experts with several blocks beside and below each other, and widths that only half a block divides.
+TEST(LayerProperties, ManyBlocksAnExpertAgreeBitForBit) {
   for (const KernelTable* kernels : SupportedKernelTables()) {
     for (const DType format : {DType::kF32, DType::kBf16}) {
-      for (const int64_t width : {64, 128}) {
+      for (const int64_t width : {48, 64, 128}) {
         SCOPED_TRACE(fmt::format("{} {} width {}", kernels->name, Name(format), width));
-        ASSERT_EQ(ExpertBlock(width), 64);
+        ASSERT_EQ(ExpertBlock(width), width == 48 ? 16 : 32);
         LayerOptions options{.D = 20, .format = format, .kernels = kernels, .threads = 2};
         options.config = {.router = {.num_experts = 3, .top_k = 2}, .expert_width = width};
         Rng rng(static_cast<uint64_t>(width));

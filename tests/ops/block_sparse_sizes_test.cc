@@ -1,4 +1,4 @@
-// Blocks of 64, which layers prefer: the products of an MoE layer's topology against plain loops over its used rows.
+// Blocks of 64: the products of an MoE layer's topology against plain loops over its used rows.
 
 #include <gtest/gtest.h>
 
