@@ -158,7 +158,7 @@ void RunItem(const AttentionShape& shape, const Sizes& z, const AttentionSegment
     std::memcpy(scaled + r * z.P, q.row(row) + head * z.P, row_bytes);
     scratch.position[static_cast<size_t>(r)] = segment.first_position + row - segment.row_begin;
   });
-  k.scale(shape.scale * kLog2E, rows * z.P, scaled);
+  k.scale(shape.scale, rows * z.P, scaled);
   if constexpr (kPerWord<Word> == 2) k.to_bf16(scaled, rows * z.P, reinterpret_cast<Bf16*>(scratch.q.data()));
   for (int64_t r0 = 0; item.heads == 1 && r0 < rows; r0 += k.max_rows) {
     const int64_t here = std::min(k.max_rows, rows - r0);
@@ -202,7 +202,7 @@ void RunItem(const AttentionShape& shape, const Sizes& z, const AttentionSegment
     float* o = scratch.out.data() + r * z.padded;
     k.scale(1.0f / sum, z.P, o);
     std::memcpy(out.row(row) + head * z.P, o, row_bytes);
-    if (!log_sum_exp.empty()) log_sum_exp(row, head) = scratch.max[static_cast<size_t>(r)] * kLn2 + std::log(sum);
+    if (!log_sum_exp.empty()) log_sum_exp(row, head) = scratch.max[static_cast<size_t>(r)] + std::log(sum);
   });
 }
 

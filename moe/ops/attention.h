@@ -14,7 +14,7 @@ struct AttentionShape {
   int64_t num_kv_heads;  // G
   int64_t head_width;    // P
   float scale;           // of q.k, usually 1/sqrt(P)
-  // What products read, kF32 or kBf16. kBf16: log2(e)*scale*q, k, v and 2^(score - max), in backward also d_out and
+  // What products read, kF32 or kBf16. kBf16: scale*q, k, v and exp(score - max), in backward also d_out and
   // d_s, are rounded; sums, softmax and results stay float32.
   DType format = DType::kF32;
 };

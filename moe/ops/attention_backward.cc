@@ -8,7 +8,6 @@ namespace {
 
 // With p = exp(s - log_sum_exp), s = scale q k^T and delta = rowsum(d_out * out) (Dao et al. 2022, algorithm 4):
 //   d_v = p^T d_out    d_s = p * (d_out v^T - delta)    d_q = scale d_s k    d_k = d_s^T (scale q)
-// (s in units of ln 2, as scale * log2(e) * q is what is multiplied: p a power of two, and d_k times ln 2 at the end.)
 // One item is one key/value head of one segment: key blocks outside, its query heads and their rows inside, all in order, so
 // nothing is summed by two threads.
 struct Item {
@@ -19,10 +18,10 @@ struct Item {
 // that contract over the queries. In float32 the two are the same, and the same memory.
 template <class Word>
 struct Scratch {
-  std::span<Word> q, d_out;                  // [R*C, words of padded] rows of head r from r*C on; q holds scale * log2(e) * q
+  std::span<Word> q, d_out;                  // [R*C, words of padded] rows of head r from r*C on; q holds scale * q
   std::span<Word> q_columns, d_out_columns;  // [R, words of C, padded]
   std::span<float> d_q;                      // [R*C, padded]
-  std::span<float> log2_sum, delta;          // [R*C]
+  std::span<float> log_sum_exp, delta;       // [R*C]
   std::span<float> staged;                   // [2, padded]
   std::span<Word> keys, values;              // transposed block
   std::span<Word> key_rows;                  // bf16: spread block; float32: [64,32]
@@ -67,15 +66,15 @@ void LoadRows(const AttentionShape& shape, const Sizes& z, const AttentionSegmen
   const int64_t steps = CeilDiv(z.C, kPerWord<Word>), words = z.padded / kPerWord<Word>;
   for (int64_t r = 0; r < z.R; ++r) {
     const int64_t column = (kv_head * z.R + r) * z.P, at = r * z.C * words, columns = r * steps * z.padded;
-    LoadHead(z, m.q.row(segment.row_begin) + column, m.q.stride, shape.scale * kLog2E, scratch.staged.data(),
-             scratch.q.data() + at, scratch.q_columns.data() + columns, k);
+    LoadHead(z, m.q.row(segment.row_begin) + column, m.q.stride, shape.scale, scratch.staged.data(), scratch.q.data() + at,
+             scratch.q_columns.data() + columns, k);
     LoadHead(z, m.d_out.row(segment.row_begin) + column, m.d_out.stride, 1.0f, scratch.staged.data(), scratch.d_out.data() + at,
              scratch.d_out_columns.data() + columns, k);
     for (int64_t i = 0; i < z.C; ++i) {
       const int64_t row = segment.row_begin + i;
       const auto to = static_cast<size_t>(r * z.C + i);
       scratch.delta[to] = k.dot(m.d_out.row(row) + column, m.out.row(row) + column, z.P);
-      scratch.log2_sum[to] = m.log_sum_exp(row, kv_head * z.R + r) * kLog2E;
+      scratch.log_sum_exp[to] = m.log_sum_exp(row, kv_head * z.R + r);
     }
   }
 }
@@ -104,7 +103,7 @@ void RunQueries(const Sizes& z, int64_t row, int64_t rows, int64_t position, int
       product(tile, words, q, scratch.keys.data() + c * words, kPanel, p + c, kKeyBlock, false, {});
       product(tile, words, d_out, scratch.values.data() + c * words, kPanel, d + c, kKeyBlock, false, {});
     }
-    k.softmax_block_backward(tile, valid, scratch.log2_sum.data() + at, scratch.delta.data() + at, p, d);
+    k.softmax_block_backward(tile, valid, scratch.log_sum_exp.data() + at, scratch.delta.data() + at, p, d);
     if constexpr (kStep == 2) k.to_bf16(d, tile * kKeyBlock, reinterpret_cast<Bf16*>(d_s_rows));
     for (int64_t c = 0; c < z.padded; c += kPanel) {
       weighted_sums(tile, CeilDiv(widest, kStep), d_s_rows, key_rows.at(c), key_rows.stride_at(c),
@@ -164,7 +163,6 @@ void RunItem(const AttentionShape& shape, const AttentionSegment& segment, int64
         }
       }
     }
-    k.scale(kLn2, keys * padded, scratch.d_k.data());
     for (int64_t i = 0; i < keys; ++i) {
       std::memcpy(m.d_k.row(first_row + i) + column, scratch.d_k.data() + i * padded, static_cast<size_t>(z.P) * sizeof(float));
       std::memcpy(m.d_v.row(first_row + i) + column, scratch.d_v.data() + i * padded, static_cast<size_t>(z.P) * sizeof(float));
@@ -188,7 +186,7 @@ std::span<Scratch<Word>> MakeScratch(int64_t R, int64_t P, int64_t longest, Exec
   for (Scratch<Word>& s : scratch) {
     for (auto* x : {&s.q, &s.d_out}) *x = arena.Alloc<Word>(rows * padded / kStep);
     s.d_q = arena.Alloc<float>(rows * padded);
-    for (auto* x : {&s.log2_sum, &s.delta}) *x = arena.Alloc<float>(rows);
+    for (auto* x : {&s.log_sum_exp, &s.delta}) *x = arena.Alloc<float>(rows);
     for (auto* x : {&s.keys, &s.values}) *x = arena.Alloc<Word>(kKeyBlock * P / kStep);
     for (auto* x : {&s.d_k, &s.d_v}) *x = arena.Alloc<float>(kKeyBlock * padded);
     for (auto* x : {&s.p, &s.d_s}) *x = arena.Alloc<float>(kKeyBlock * kKeyBlock);

@@ -2,7 +2,6 @@
 // What forward and backward of attention share: blocks of keys or values as the tiles want them.
 
 #include <cstring>
-#include <numbers>
 
 #include "moe/ops/attention.h"
 #include "moe/ops/chunks.h"
@@ -11,9 +10,6 @@
 namespace moe {
 
 inline constexpr int64_t kKeyBlock = kSoftmaxBlock;  // keys taken at once, at absolute multiples of it
-
-// Scores count in units of ln 2, so that their exponentials are powers of two.
-inline constexpr float kLog2E = std::numbers::log2e_v<float>, kLn2 = std::numbers::ln2_v<float>;
 
 inline int64_t RoundUpToPanel(int64_t x) {
   return CeilDiv(x, kPanel) * kPanel;

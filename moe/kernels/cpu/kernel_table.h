@@ -17,9 +17,9 @@ namespace moe {
 
 inline constexpr int64_t kSoftmaxBlock = 64;  // columns of softmax_block: keys of attention are taken in blocks of it
 
-// A running maximum that moves with every small excess would have all sums so far multiplied again and again; powers up to
-// 2^12 are as good as those up to 1.
-inline constexpr float kSoftmaxSlack = 12.0f;
+// A running maximum that moves with every small excess would have all sums so far multiplied again and again; exponentials up
+// to e^8 are as good as those up to 1.
+inline constexpr float kSoftmaxSlack = 8.0f;
 inline constexpr int64_t kSoftmaxSums = 16;  // parts of a row's sum, not folded until its end
 
 struct AdamwStep {
@@ -97,18 +97,18 @@ struct KernelTable {
   float (*max)(const float* x, int64_t n);  // -inf when n = 0; NaNs are not ordered
   // out = exp(x - shift); returns the sum. Below exp's range the result is exactly 0. May run in place.
   float (*exp_sum)(const float* x, float shift, int64_t n, float* out);
-  // One block of a running softmax of base 2, rows <= max_rows. Columns >= valid[r] of x [rows][64] count as -inf and are not
-  // looked at. max[r] becomes the block's largest value if that exceeds it by more than kSoftmaxSlack; p [rows][64] = 2^(x -
+  // One block of a running softmax, rows <= max_rows. Columns >= valid[r] of x [rows][64] count as -inf and are not
+  // looked at. max[r] becomes the block's largest value if that exceeds it by more than kSoftmaxSlack; p [rows][64] = exp(x -
   // max[r]), exactly 0 below the normal range; sum[r], in kSoftmaxSums parts, has the block's added. max starts at -inf, sum at
-  // 0. Returns whether some max may have changed; only then is rescale[r] written, 2^(old max - new max), and the sum
-  // multiplied by it first. pairs [rows][32], bf16, unless null: takes the powers, rounded, instead of p; the sum is that of
-  // the unrounded. max and rescale are read and written as kMaxTileRows elements; those of max beyond the rows keep their
+  // 0. Returns whether some max may have changed; only then is rescale[r] written, exp(old max - new max), and the sum
+  // multiplied by it first. pairs [rows][32], bf16, unless null: takes the exponentials, rounded, instead of p; the sum is that
+  // of the unrounded. max and rescale are read and written as kMaxTileRows elements; those of max beyond the rows keep their
   // value.
   bool (*softmax_block)(int64_t rows, const int32_t* valid, const float* x, float* max, float* sum, float* rescale, float* p,
                         uint32_t* pairs);
-  // p [rows][64]: scores of base 2 on entry, 2^(p - log2_sum[r]) on return. d: d_p on entry, p * (d_p - delta[r]) on return.
+  // p [rows][64]: scores on entry, exp(p - log_sum_exp[r]) on return. d: d_p on entry, p * (d_p - delta[r]) on return.
   // Columns >= valid[r] become 0 in both, whatever they held.
-  void (*softmax_block_backward)(int64_t rows, const int32_t* valid, const float* log2_sum, const float* delta, float* p,
+  void (*softmax_block_backward)(int64_t rows, const int32_t* valid, const float* log_sum_exp, const float* delta, float* p,
                                  float* d);
   void (*scale)(float alpha, int64_t n, float* x);                 // x *= alpha
   void (*axpy)(float alpha, const float* x, int64_t n, float* y);  // y += alpha x

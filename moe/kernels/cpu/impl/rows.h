@@ -101,23 +101,23 @@ MOE_INLINE void MoveMax(int64_t rows, const int32_t* valid, const float* x, floa
   const VecF largest = FoldRows(
       fold, [](VecF a, VecF b) __attribute__((always_inline)) { return Max(a, b); });
   const VecF before = Load(max), after = largest - before > kSoftmaxSlack ? largest : before;
-  Store(rescale, after > before ? Exp2NoOverflow(before - after) : Broadcast(1.0f));  // both may be -inf
+  Store(rescale, after > before ? ExpNoOverflow(before - after) : Broadcast(1.0f));  // both may be -inf
   Store(max, LaneIndex(0) < static_cast<int32_t>(rows) ? after : before);
 }
 
 constexpr int64_t kRowSums = kSoftmaxSums / kLanes;
 
-// Powers of one row; adds them to sums, and scores above max to `top`.
+// Exponentials of one row; adds them to sums, and scores above max to `top`.
 template <bool kWhole, bool kPairs>
-MOE_INLINE void PowersOfRow(const float* x, int32_t valid, float max, VecF (&sums)[kRowSums], VecF& top, float* p,
-                            uint32_t* pairs) {
+MOE_INLINE void ExpOfRow(const float* x, int32_t valid, float max, VecF (&sums)[kRowSums], VecF& top, float* p,
+                         uint32_t* pairs) {
 #pragma GCC unroll 16
   for (int64_t i = 0; i < kBlockVectors; i += 2) {
     VecF p0 = {}, p1 = {};
     if (kWhole || i * kLanes < valid) {
       const VecF x0 = LoadScores<kWhole>(x, i, valid) - max, x1 = LoadScores<kWhole>(x, i + 1, valid) - max;
       top = Max(x1, Max(x0, top));
-      p0 = Exp2NoOverflow(x0), p1 = Exp2NoOverflow(x1);
+      p0 = ExpNoOverflow(x0), p1 = ExpNoOverflow(x1);
       sums[i % kRowSums] += p0;
       sums[(i + 1) % kRowSums] += p1;
     }
@@ -131,17 +131,17 @@ MOE_INLINE void PowersOfRow(const float* x, int32_t valid, float max, VecF (&sum
   }
 }
 
-// Powers and, in `sums`, those of a row's before them. Whether some score stands too far above its row's max.
+// Exponentials and, in `sums`, those of a row's before them. Whether some score stands too far above its row's max.
 template <bool kPairs>
-MOE_INLINE bool Powers(int64_t rows, const int32_t* valid, const float* x, const float* max, const float* sum,
-                       VecF (*sums)[kRowSums], float* p, uint32_t* pairs) {
+MOE_INLINE bool ExpOfRows(int64_t rows, const int32_t* valid, const float* x, const float* max, const float* sum,
+                          VecF (*sums)[kRowSums], float* p, uint32_t* pairs) {
   VecF top = Broadcast(-__builtin_inff());
   for (int64_t r = 0; r < rows; ++r, x += kSoftmaxBlock, sum += kSoftmaxSums) {
     for (int64_t i = 0; i < kRowSums; ++i) sums[r][i] = Load(sum + i * kLanes);
     if (valid[r] >= kSoftmaxBlock) {
-      PowersOfRow<true, kPairs>(x, valid[r], max[r], sums[r], top, p, pairs);
+      ExpOfRow<true, kPairs>(x, valid[r], max[r], sums[r], top, p, pairs);
     } else {
-      PowersOfRow<false, kPairs>(x, valid[r], max[r], sums[r], top, p, pairs);
+      ExpOfRow<false, kPairs>(x, valid[r], max[r], sums[r], top, p, pairs);
     }
     kPairs ? void(pairs += kSoftmaxBlock / 2) : void(p += kSoftmaxBlock);
   }
@@ -154,13 +154,13 @@ MOE_INLINE bool SoftmaxRows(int64_t rows, const int32_t* valid, const float* x, 
                             float* p, uint32_t* pairs) {
   VecF sums[kMaxRows][kRowSums];
   const bool first = max[0] == -__builtin_inff();
-  const bool moved = first || Powers<kPairs>(rows, valid, x, max, sum, sums, p, pairs);
+  const bool moved = first || ExpOfRows<kPairs>(rows, valid, x, max, sum, sums, p, pairs);
   if (moved) {
     MoveMax(rows, valid, x, max, rescale);
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t i = 0; i < kSoftmaxSums; ++i) sum[r * kSoftmaxSums + i] *= rescale[r];
     }
-    Powers<kPairs>(rows, valid, x, max, sum, sums, p, pairs);
+    ExpOfRows<kPairs>(rows, valid, x, max, sum, sums, p, pairs);
   }
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t i = 0; i < kRowSums; ++i) Store(sum + r * kSoftmaxSums + i * kLanes, sums[r][i]);
@@ -174,13 +174,14 @@ bool SoftmaxBlock(int64_t rows, const int32_t* valid, const float* x, float* max
                           : SoftmaxRows<false>(rows, valid, x, max, sum, rescale, p, pairs);
 }
 
-void SoftmaxBlockBackward(int64_t rows, const int32_t* valid, const float* log2_sum, const float* delta, float* p, float* d) {
+void SoftmaxBlockBackward(int64_t rows, const int32_t* valid, const float* log_sum_exp, const float* delta, float* p,
+                          float* d) {
   for (int64_t r = 0; r < rows; ++r) {
 #pragma GCC unroll 16
     for (int64_t i = 0; i < kSoftmaxBlock; i += kLanes) {
       const VecI inside = LaneIndex(static_cast<int32_t>(i)) < valid[r];
       float *p_at = p + r * kSoftmaxBlock + i, *d_at = d + r * kSoftmaxBlock + i;
-      const VecF e = Exp2NoOverflow(Load(p_at) - log2_sum[r]);
+      const VecF e = ExpNoOverflow(Load(p_at) - log_sum_exp[r]);
       Store(d_at, inside ? e * (Load(d_at) - delta[r]) : VecF{});
       Store(p_at, inside ? e : VecF{});
     }

@@ -192,8 +192,18 @@ MOE_INLINE void Transpose(VecF* m) {
 // Below this exp is under the normal range and given as exactly 0; above kExpHigh it is +inf.
 constexpr float kExpLow = -87.33654f, kExpHigh = 88.72283f;
 
+// exp(r), |r| <= ln(2)/2: polynomial after Cephes' expf.
+MOE_INLINE VecF ExpOfRest(VecF r) {
+  VecF p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  return p * (r * r) + r + 1.0f;
+}
+
 // exp(x) = p * 2^n to about 1 ulp, x in [kExpLow, kExpHigh] or NaN. Range reduction by the round-to-integer constant 1.5 *
-// 2^23; polynomial after Cephes' expf.
+// 2^23.
 struct ExpParts {
   VecF p;
   VecI n;
@@ -203,13 +213,7 @@ MOE_INLINE ExpParts ExpReduced(VecF x) {
   const VecF shifted = x * 1.44269504088896341f + kRound;
   const VecF n = shifted - kRound;
   const VecF r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  VecF p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-  return {p, reinterpret_cast<VecI>(shifted) - 0x4b400000};
+  return {ExpOfRest(r), reinterpret_cast<VecI>(shifted) - 0x4b400000};
 }
 MOE_INLINE VecF PowerOfTwo(VecI n) {
   return reinterpret_cast<VecF>((n + 127) << 23);
@@ -224,18 +228,13 @@ MOE_INLINE VecF Exp(VecF x) {
   const VecF high = x > Broadcast(kExpHigh) ? Broadcast(__builtin_inff()) : result;
   return x < Broadcast(kExpLow) ? VecF{} : high;
 }
-// 2^y to 4 units of 2^-24, y < 127.5; exactly 1 at 0, exactly 0 below -126, NaN for NaN. A minimax polynomial on [-1/2, 1/2].
-// The round-to-integer constant holds the exponent's bias, so that its lowest bits are those of 2^n once shifted into place.
-MOE_INLINE VecF Exp2NoOverflow(VecF y) {
+// The same, bit for bit, where x < 88 is known, as after a maximum is taken off. The round-to-integer constant holds the
+// exponent's bias, so that its lowest bits are those of 2^n once shifted into place.
+MOE_INLINE VecF ExpNoOverflow(VecF x) {
   constexpr float kRound = 12582912.0f + 127.0f;
-  const VecF shifted = y + kRound, r = y - (shifted - kRound);
-  VecF p = r * 1.3264699e-3f + 9.671509e-3f;
-  p = p * r + 5.550734e-2f;
-  p = p * r + 2.4022242e-1f;
-  p = p * r + 6.93147e-1f;
-  p = p * r + 1.0f;
+  const VecF shifted = x * 1.44269504088896341f + kRound, n = shifted - kRound;
   const VecF power = reinterpret_cast<VecF>(reinterpret_cast<VecU>(shifted) << 23);
-  return y < Broadcast(-126.0f) ? VecF{} : p * power;
+  return x < Broadcast(kExpLow) ? VecF{} : ExpOfRest((x - n * 0.693359375f) - n * -2.12194440e-4f) * power;
 }
 
 MOE_INLINE VecF Sigmoid(VecF x) {
