@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "moe/base/bf16.h"
 #include "moe/base/rng.h"
 #include "moe/tensor/mat_view.h"
 
@@ -23,6 +24,16 @@ inline std::vector<float> NormalFloats(int64_t count, Rng& rng, double deviation
   FillNormal(std::span<float>(out), rng, deviation);
   return out;
 }
+
+// The same values rounded, and as float32 again.
+struct Halves {
+  std::vector<Bf16> bf16;
+  std::vector<float> f32;
+
+  explicit Halves(std::vector<float> values) : f32(std::move(values)) {
+    for (float& x : f32) bf16.push_back(ToBf16(x)), x = ToFloat(bf16.back());
+  }
+};
 
 // Integers in [0, bound).
 inline std::vector<int32_t> RandomInts(int64_t count, int64_t bound, Rng& rng) {

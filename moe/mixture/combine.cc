@@ -1,12 +1,21 @@
 #include "moe/mixture/combine.h"
 
 #include <algorithm>
-#include <cstring>
 
 namespace moe {
 namespace {
 
 constexpr int64_t kChunk = 32;  // tokens
+constexpr int64_t kMostTerms = 16;
+
+// What a token adds up at once.
+struct Terms {
+  int64_t count = 0;
+  float gate[kMostTerms];
+  const void* row[kMostTerms];
+
+  void Add(float g, const void* r) { gate[count] = g, row[count] = r, ++count; }
+};
 
 template <class F>
 void ForEachToken(const Routing& routing, ExecContext& ctx, F&& fn) {
@@ -21,28 +30,32 @@ void ForEachToken(const Routing& routing, ExecContext& ctx, F&& fn) {
 
 }  // namespace
 
-void Combine(const Routing& routing, std::span<const int32_t> slot_row, std::span<const float> gate, MatView<const float> rows,
+void Combine(const Routing& routing, std::span<const int32_t> slot_row, std::span<const float> gate, ConstAnyMat rows,
              MatView<const float> base, std::span<const int32_t> base_row, MatView<float> y, ExecContext& ctx) {
   const int64_t D = y.cols;
-  const size_t row_bytes = static_cast<size_t>(D) * sizeof(float);
+  const bool bf16 = rows.dtype == DType::kBf16;
   MOE_CHECK(y.rows + 1 == static_cast<int64_t>(routing.slot_begin.size()), "y has {} rows", y.rows);
   MOE_CHECK(slot_row.size() == routing.expert.size(), "{} rows for {} slots", slot_row.size(), routing.expert.size());
   ForEachToken(routing, ctx, [&](int64_t t, size_t begin, size_t end, int) {
-    float* out = y.row(t);
     const int64_t from = base.empty() ? -1 : base_row.empty() ? t : base_row[static_cast<size_t>(t)];
-    if (from >= 0) {
-      std::memcpy(out, base.row(from), row_bytes);
-    } else {
-      std::memset(out, 0, row_bytes);
-    }
-    for (size_t s = begin; s < end; ++s) {
-      if (slot_row[s] >= 0) ctx.kernels.axpy(gate.empty() ? 1.0f : gate[s], rows.row(slot_row[s]), D, out);
-    }
+    const float* sum = from >= 0 ? base.row(from) : nullptr;
+    do {
+      Terms terms;
+      for (; begin < end && terms.count < kMostTerms; ++begin) {
+        if (slot_row[begin] >= 0) terms.Add(gate.empty() ? 1.0f : gate[begin], rows.row(slot_row[begin]));
+      }
+      if (bf16) {
+        ctx.kernels.combine_bf16(terms.count, terms.gate, reinterpret_cast<const Bf16* const*>(terms.row), sum, D, y.row(t));
+      } else {
+        ctx.kernels.combine_f32(terms.count, terms.gate, reinterpret_cast<const float* const*>(terms.row), sum, D, y.row(t));
+      }
+      sum = y.row(t);
+    } while (begin < end);
   });
 }
 
-void CombineBackward(const Routing& routing, std::span<const int32_t> slot_row, MatView<const float> rows,
-                     MatView<const float> d_y, std::span<float> d_gate, AnyMat d_rows, ExecContext& ctx) {
+void CombineBackward(const Routing& routing, std::span<const int32_t> slot_row, ConstAnyMat rows, MatView<const float> d_y,
+                     std::span<float> d_gate, AnyMat d_rows, ExecContext& ctx) {
   const int64_t D = d_y.cols;
   const bool bf16 = d_rows.dtype == DType::kBf16;
   Arena::Scope scope(ctx.arena);
@@ -54,10 +67,10 @@ void CombineBackward(const Routing& routing, std::span<const int32_t> slot_row, 
         d_gate[s] = 0;
         continue;
       }
-      d_gate[s] = ctx.kernels.dot(rows.row(slot_row[s]), d, D);
+      d_gate[s] = rows.dtype == DType::kBf16 ? ctx.kernels.dot_bf16(static_cast<const Bf16*>(rows.row(slot_row[s])), d, D)
+                                             : ctx.kernels.dot(static_cast<const float*>(rows.row(slot_row[s])), d, D);
       float* out = bf16 ? scaled.data() + thread * D : static_cast<float*>(d_rows.row(slot_row[s]));
-      std::memcpy(out, d, static_cast<size_t>(D) * sizeof(float));
-      ctx.kernels.scale(routing.gate[s], D, out);
+      ctx.kernels.combine_f32(1, &routing.gate[s], &d, nullptr, D, out);
       if (bf16) ctx.kernels.to_bf16(out, D, static_cast<Bf16*>(d_rows.row(slot_row[s])));
     }
   });

@@ -76,7 +76,7 @@ std::span<const int32_t> InputRowsOf(const ExpertLayout& layout, int64_t begin, 
   return layout.row_token.subspan(static_cast<size_t>(begin), static_cast<size_t>(rows));
 }
 
-MatView<float> RowsOrEmpty(MatView<float> m, int64_t begin, int64_t rows) {
+AnyMat RowsOrEmpty(AnyMat m, int64_t begin, int64_t rows) {
   return m.empty() ? m : m.Rows(begin, rows);
 }
 
@@ -129,20 +129,17 @@ void RunExperts(const MoeLayer& layer, ConstAnyMat x, const ValidRows& valid, Mo
 }
 
 void RunExpertsBackward(const MoeLayer& layer, ConstAnyMat x, const ValidRows& valid, const MoeSaved& saved, AnyMat d_out,
-                        ConstAnyMat d_shared_out, MatView<float> d_input, MatView<float> d_shared_input,
+                        ConstAnyMat d_shared_out, AnyMat d_input, MatView<float> d_shared_input,
                         const std::optional<WeightGradProblem>& router, ExecContext& ctx) {
   const MoeWeights& w = layer.weights;
   const ExpertLayout& layout = saved.layout;
   const Executor executor = layer.config.executor;
   const bool blocks = executor == Executor::kBlockSparse && layout.num_rows() > 0;
-  // What comes out of products is float32, what goes into the next ones of their format.
-  const auto to_add = [&](const AnyMat& m) { return AllocMat(m.rows, m.cols, DType::kF32, ctx).as<float>(); };
-  const auto to_multiply = [&](const AnyMat& m) { return AllocMat(m.rows, m.cols, w.gate_up.format(), ctx); };
-  const MatView<float> d_hidden = to_add(saved.hidden);
-  const AnyMat d_gate_up = to_multiply(saved.gate_up);
+  const auto like = [&](const AnyMat& m) { return AllocMat(m.rows, m.cols, m.dtype, ctx); };
+  const AnyMat d_hidden = like(saved.hidden), d_gate_up = like(saved.gate_up);
   const bool shared = !d_shared_out.empty();
-  const MatView<float> d_shared_hidden = shared ? to_add(saved.shared_hidden) : MatView<float>();
-  const AnyMat d_shared_gate_up = shared ? to_multiply(saved.shared_gate_up) : AnyMat();
+  const AnyMat d_shared_hidden = shared ? like(saved.shared_hidden) : AnyMat();
+  const AnyMat d_shared_gate_up = shared ? like(saved.shared_gate_up) : AnyMat();
 
   const int64_t E = layout.num_experts();
   ProblemList<GemmProblem> to_hidden(E + 1, ctx), to_input(E + 1, ctx);

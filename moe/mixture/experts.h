@@ -27,7 +27,7 @@ void RunExperts(const MoeLayer& layer, ConstAnyMat x, const ValidRows& valid, Mo
 // d_out [rows,D], d_shared_out [tokens,D] -> d_input [rows,D], d_shared_input [tokens,D]; adds to the weights' gradients, and
 // does the product `router` with them. x, d_out, d_shared_out: as the weights read them (Rounded).
 void RunExpertsBackward(const MoeLayer& layer, ConstAnyMat x, const ValidRows& valid, const MoeSaved& saved, AnyMat d_out,
-                        ConstAnyMat d_shared_out, MatView<float> d_input, MatView<float> d_shared_input,
+                        ConstAnyMat d_shared_out, AnyMat d_input, MatView<float> d_shared_input,
                         const std::optional<WeightGradProblem>& router, ExecContext& ctx);
 
 }  // namespace moe

@@ -92,12 +92,12 @@ Status Run(const MoeLayer& layer, MatView<const float> x, std::span<const uint8_
   saved.token_row = valid.token_row;
   const int64_t rows = saved.layout.num_rows();
   if (training) {
-    saved.gate_up = AllocMat(rows, 2 * F, ctx);
-    saved.shared_gate_up = AllocMat(valid.count, 2 * Fs, ctx);
+    saved.gate_up = AllocMat(rows, 2 * F, format, ctx);
+    saved.shared_gate_up = AllocMat(valid.count, 2 * Fs, format, ctx);
   }
   saved.hidden = AllocMat(rows, F, format, ctx);
   saved.shared_hidden = AllocMat(valid.count, Fs, format, ctx);
-  saved.expert_out = AllocMat(rows, D, ctx);
+  saved.expert_out = AllocMat(rows, D, format, ctx);
 
   Arena::Scope scope(ctx.arena);
   const MatView<float> shared_out = Fs > 0 ? AllocMat(valid.count, D, ctx) : MatView<float>();
@@ -158,7 +158,7 @@ void MoeLayer::Backward(MatView<const float> x, const MoeSaved& saved, MatView<c
   const ValidRows valid = FindValidRows(saved.routing, ctx);
   const bool shared = Fs > 0 && valid.count > 0;
   const ConstAnyMat d_shared_out = shared ? Rounded(OnlyValid(d_y, valid, ctx), format, ctx) : ConstAnyMat();
-  const MatView<float> d_input = AllocMat(rows, D, ctx);
+  const AnyMat d_input = AllocMat(rows, D, format, ctx);
   const MatView<float> d_shared_input = shared ? AllocMat(valid.count, D, ctx) : MatView<float>();
   std::optional<WeightGradProblem> router;
   if (valid.count > 0) {

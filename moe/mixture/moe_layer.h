@@ -48,19 +48,20 @@ MoeWeights AddMoeWeights(const MoeConfig& config, int64_t D, const std::string& 
 // Makes every pack from the masters: after load and after each optimizer step.
 void Repack(MoeWeights& weights, bool with_transposed, ExecContext& ctx);
 
-// What backward reads; all of it in the step's arena. Backward changes none of it.
+// What backward reads; all of it in the step's arena. Backward changes none of it. What the experts' products write is of the
+// weights' format: half the memory, and half the time to read it again, where that is bf16.
 struct MoeSaved {
   Routing routing;
   DispatchPlan plan;
   RouterSaved router;
-  ConstAnyMat input;              // [T,D] x as the weights read it
-  ExpertLayout layout;            // rows of the next three
-  MatView<float> gate_up;         // [rows,2F] products before the activation
-  AnyMat hidden;                  // [rows,F]  after it, as the weights read it
-  MatView<float> expert_out;      // [rows,D]
-  std::span<int32_t> token_row;   // [T] token -> row of the next two, -1: padding; empty without shared experts or padding
-  MatView<float> shared_gate_up;  // [tokens,2Fs], valid rows only
-  AnyMat shared_hidden;           // [tokens,Fs]
+  ConstAnyMat input;             // [T,D] x as the weights read it
+  ExpertLayout layout;           // rows of the next three
+  AnyMat gate_up;                // [rows,2F] products before the activation
+  AnyMat hidden;                 // [rows,F]  after it, as the weights read it
+  AnyMat expert_out;             // [rows,D]  as the weights read it
+  std::span<int32_t> token_row;  // [T] token -> row of the next two, -1: padding; empty without shared experts or padding
+  AnyMat shared_gate_up;         // [tokens,2Fs], valid rows only
+  AnyMat shared_hidden;          // [tokens,Fs]
 };
 
 struct MoeLayer {

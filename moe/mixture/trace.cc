@@ -158,7 +158,7 @@ void AddSteps(const TraceOptions& o, const MoeSaved& saved, MatView<const float>
       trace.dropped == 0 ? std::string("nothing dropped")
                          : fmt::format("{} of {} slots dropped (token>expert): {}", trace.dropped, T * o.top_k, List(late)));
   steps.push_back(std::move(bucket));
-  const auto out = std::span(saved.expert_out.data, static_cast<size_t>(saved.expert_out.size()));
+  const auto out = std::span(saved.expert_out.as<float>().data, static_cast<size_t>(saved.expert_out.size()));
   steps.push_back({.name = "expert outputs",
                    .operation = "down(silu(gate) * up)",
                    .shape = {C, o.hidden},

@@ -60,7 +60,7 @@ int64_t RoutingBytes(const MoeConfig& moe, int64_t T) {
 
 // Gate and up before the activation, and what it makes of them.
 int64_t GatedBytes(DType format, int64_t rows, int64_t F) {
-  return rows * F * (2 * kFloat + SizeOf(format));
+  return rows * F * 3 * SizeOf(format);
 }
 
 int64_t FfnSaved(const LayerSpec& layer, DType format, int64_t D, int64_t T) {
@@ -68,8 +68,8 @@ int64_t FfnSaved(const LayerSpec& layer, DType format, int64_t D, int64_t T) {
   const MoeConfig& moe = layer.moe;
   const int64_t rows = ExpertRows(moe, T, true);
   const int64_t buckets = moe.executor == Executor::kPadded ? rows * D * SizeOf(format) : 0;
-  return RoutingBytes(moe, T) + T * D * CopySize(format) + GatedBytes(format, rows, moe.expert_width) + rows * D * kFloat +
-         GatedBytes(format, T, moe.shared_width()) + buckets;
+  return RoutingBytes(moe, T) + T * D * CopySize(format) + GatedBytes(format, rows, moe.expert_width) +
+         rows * D * SizeOf(format) + GatedBytes(format, T, moe.shared_width()) + buckets;
 }
 
 int64_t LayerSaved(const ModelConfig& config, const LayerSpec& layer, DType format, int64_t T) {
@@ -80,14 +80,14 @@ int64_t LayerSaved(const ModelConfig& config, const LayerSpec& layer, DType form
 int64_t FfnBackwardScratch(const LayerSpec& layer, DType format, int64_t D, int64_t T) {
   if (layer.ffn == FfnKind::kDense) {
     const int64_t F = layer.ffn_width;
-    return T * F * kFloat + T * (2 * F + D) * CopySize(format) + std::max(WeightGradScratch(D, F), WeightGradScratch(2 * F, D));
+    return T * F * SizeOf(format) + T * D * CopySize(format) + std::max(WeightGradScratch(D, F), WeightGradScratch(2 * F, D));
   }
   const MoeConfig& moe = layer.moe;
   const int64_t F = moe.expert_width, Fs = moe.shared_width(), E = moe.router.num_experts;
   const int64_t rows = ExpertRows(moe, T, true);
-  int64_t bytes = (T * moe.router.top_k + rows * (D + F) + T * E) * kFloat + rows * (D + 2 * F) * SizeOf(format);
+  int64_t bytes = T * (moe.router.top_k + E) * kFloat + rows * (2 * D + 3 * F) * SizeOf(format);
   bytes += std::max({WeightGradScratch(D, F), WeightGradScratch(2 * F, D), WeightGradScratch(E, D)});
-  if (Fs > 0) bytes += T * (Fs + D) * kFloat + T * 2 * Fs * SizeOf(format) + T * D * CopySize(format);
+  if (Fs > 0) bytes += T * D * kFloat + T * 3 * Fs * SizeOf(format) + T * D * CopySize(format);
   return bytes;
 }
 
@@ -122,7 +122,7 @@ int64_t InferenceActivations(const ModelConfig& config, DType format, int64_t T,
     if (layer.ffn == FfnKind::kMoe) {
       const MoeConfig& moe = layer.moe;
       const int64_t copies = moe.executor == Executor::kPadded ? w.D : 0;
-      bytes = RoutingBytes(moe, T) + ExpertRows(moe, T, false) * ((moe.expert_width + copies) * SizeOf(format) + w.D * kFloat) +
+      bytes = RoutingBytes(moe, T) + ExpertRows(moe, T, false) * (moe.expert_width + copies + w.D) * SizeOf(format) +
               T * (w.D + (moe.shared_width() > 0 ? w.D : 0)) * kFloat + T * moe.shared_width() * SizeOf(format) +
               T * w.D * CopySize(format);
     }

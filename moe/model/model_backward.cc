@@ -37,12 +37,10 @@ void ModelPass::FfnBackward(const Block& block, LayerSaved& saved, float aux_sca
   const std::span<const float> weight = block.ffn_norm->value.span();
   RmsNormForward(saved.x_mid, weight, config().norm_epsilon, normed, {}, ctx);
   if (block.spec.ffn == FfnKind::kDense) {
-    const MatView<float> d_hidden = Matrix(d_x.rows, block.spec.ffn_width);
+    const AnyMat d_hidden = AllocMat(d_x.rows, block.spec.ffn_width, block.dense.down.format(), ctx);
     LinearBackward(block.dense.down, saved.hidden, d_x, d_hidden, Epilogue::kStore, ctx);
-    const DType format = block.dense.gate_up.format();
-    const AnyMat d_gate_up = format == DType::kF32 ? saved.gate_up : AllocMat(d_x.rows, saved.gate_up.cols, format, ctx);
-    SwigluBackward(saved.gate_up, d_hidden, d_gate_up, ctx);
-    LinearBackward(block.dense.gate_up, normed, d_gate_up, d_normed, Epilogue::kStore, ctx);
+    SwigluBackward(saved.gate_up, d_hidden, saved.gate_up, ctx);
+    LinearBackward(block.dense.gate_up, normed, saved.gate_up, d_normed, Epilogue::kStore, ctx);
   } else {
     block.moe.Backward(normed, saved.moe, d_x, aux_scale, d_normed, ctx);
   }

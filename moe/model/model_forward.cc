@@ -200,14 +200,14 @@ Status ModelPass::FfnForward(const Block& block, const PassRows& rows, MatView<f
                  ctx);
   if (block.spec.ffn == FfnKind::kDense) {
     const DType format = block.dense.down.format();
-    if (saved != nullptr) saved->gate_up = Matrix(T, 2 * F), saved->hidden = AllocMat(T, F, format, ctx);
+    if (saved != nullptr) saved->gate_up = AllocMat(T, 2 * F, format, ctx), saved->hidden = AllocMat(T, F, format, ctx);
     Arena::Scope scope(ctx.arena);
     const AnyMat hidden = saved ? saved->hidden : AllocMat(T, F, format, ctx);
     Gemm({.a = normed,
           .weight = &block.dense.gate_up.forward(),
           .epilogue = Epilogue::kSwiglu,
           .c = hidden,
-          .pre_activation = saved ? saved->gate_up : MatView<float>()},
+          .pre_activation = saved ? saved->gate_up : AnyMat()},
          ctx);
     if (saved != nullptr) CopyRows(x, x_out, ctx);
     LinearForward(block.dense.down, hidden, x_out, Epilogue::kAccumulate, ctx);

@@ -17,7 +17,7 @@ struct LayerSaved {
   MatView<float> log_sum_exp;      // [T,H]
   MatView<float> x_mid;            // [T,D] the stream between attention and FFN
   std::span<float> ffn_rms;        // [T]
-  MatView<float> gate_up;          // [T,2F] of a dense FFN
+  AnyMat gate_up;                  // [T,2F] of a dense FFN
   AnyMat hidden;                   // [T,F], as its weights read it
   MoeSaved moe;
 };

@@ -253,7 +253,7 @@ void SparseFromDense(ConstAnyMat x, std::span<const int32_t> x_rows, std::span<c
                    .weight = &views[i],
                    .epilogue = epilogue,
                    .c = c,
-                   .pre_activation = pre_activation.empty() ? MatView<float>() : ValuesOf(pre_activation, r).as<float>()};
+                   .pre_activation = pre_activation.empty() ? AnyMat() : ValuesOf(pre_activation, r)};
   }
   GroupedGemm(problems, ctx);
   ctx.pool.ParallelFor(static_cast<int64_t>(num_copies), [&](int64_t i, int) {
@@ -268,7 +268,7 @@ void SparseFromDense(ConstAnyMat x, std::span<const int32_t> x_rows, std::span<c
   });
 }
 
-void DenseFromSparse(const BlockMatrix& s, std::span<const PackedWeight> weights, MatView<float> y, ExecContext& ctx) {
+void DenseFromSparse(const BlockMatrix& s, std::span<const PackedWeight> weights, AnyMat y, ExecContext& ctx) {
   Arena::Scope scope(ctx.arena);
   CheckMatrix(s);
   const BlockTopology& t = *s.topology;
@@ -277,7 +277,7 @@ void DenseFromSparse(const BlockMatrix& s, std::span<const PackedWeight> weights
   for (int64_t i = 0; i < t.row_blocks(); ++i) {
     if (At(t.row_begin, i) < At(t.row_begin, i + 1)) continue;
     for (int64_t r = 0; r < UsedRows(t, i); ++r)
-      std::memset(y.row(i * t.block + r), 0, static_cast<size_t>(y.cols) * sizeof(float));
+      std::memset(y.row(i * t.block + r), 0, static_cast<size_t>(y.cols * SizeOf(y.dtype)));
   }
   const auto pieces =
       CutAtSegments(t.along_rows, SegmentBlocks(s, static_cast<int64_t>(weights.size()), weights.front().K), ctx);

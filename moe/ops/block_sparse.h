@@ -60,8 +60,9 @@ struct BlockMatrix {
 // kSwiglu s is of half the width of the weights' columns, and pre_activation, of their width, may keep the product.
 void SparseFromDense(ConstAnyMat x, std::span<const int32_t> x_rows, std::span<const PackedWeight> weights, Epilogue epilogue,
                      const BlockMatrix& s, const BlockMatrix& pre_activation, ExecContext& ctx);
-// DSD. y [num_rows, N] = s W^T; each segment [N, columns]. Used rows without a block become 0.
-void DenseFromSparse(const BlockMatrix& s, std::span<const PackedWeight> weights, MatView<float> y, ExecContext& ctx);
+// DSD. y [num_rows, N] = s W^T; each segment [N, columns]. Used rows without a block become 0. Rows with blocks of several
+// segments or apart from each other are sums, for which y must be float32.
+void DenseFromSparse(const BlockMatrix& s, std::span<const PackedWeight> weights, AnyMat y, ExecContext& ctx);
 // DSD with S transposed. d_w [columns, K] += s^T x. x as above.
 void AddTransposedSparseTimesDense(const BlockMatrix& s, ConstAnyMat x, std::span<const int32_t> x_rows, DType format,
                                    std::span<const MatView<float>> d_w, ExecContext& ctx);

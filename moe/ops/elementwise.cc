@@ -32,20 +32,24 @@ void Add(MatView<const float> x, MatView<float> y, ExecContext& ctx) {
   });
 }
 
-void SwigluBackward(MatView<const float> gate_up, MatView<const float> d_h, AnyMat d_gate_up, ExecContext& ctx) {
+void SwigluBackward(ConstAnyMat gate_up, ConstAnyMat d_h, AnyMat d_gate_up, ExecContext& ctx) {
   const int64_t T = d_h.rows, F = d_h.cols;
+  const DType dtype = d_gate_up.dtype;
   MOE_CHECK(F % 16 == 0, "width {} is no multiple of 16", F);
   MOE_CHECK(gate_up.rows == T && gate_up.cols == 2 * F && d_gate_up.rows == T && d_gate_up.cols == 2 * F,
             "gate_up [{},{}] d_gate_up [{},{}], expected [{},{}]", gate_up.rows, gate_up.cols, d_gate_up.rows, d_gate_up.cols,
             T, 2 * F);
-  const bool bf16 = d_gate_up.dtype == DType::kBf16;
-  Arena::Scope scope(ctx.arena);
-  const auto rows = ctx.arena.Alloc<float>(bf16 ? 2 * F * ctx.pool.num_threads() : 0);  // one of each thread
-  ForEachChunk(T, RowsPerChunk(F), ctx, [&](int64_t begin, int64_t end, int thread) {
+  MOE_CHECK(gate_up.dtype == dtype && d_h.dtype == dtype, "gate_up of {}, d_h of {}, d_gate_up of {}", Name(gate_up.dtype),
+            Name(d_h.dtype), Name(dtype));
+  ForEachChunk(T, RowsPerChunk(F), ctx, [&](int64_t begin, int64_t end, int) {
     for (int64_t t = begin; t < end; ++t) {
-      float* row = bf16 ? rows.data() + thread * 2 * F : static_cast<float*>(d_gate_up.row(t));
-      ctx.kernels.swiglu_backward(gate_up.row(t), d_h.row(t), F, row);
-      if (bf16) ctx.kernels.to_bf16(row, 2 * F, static_cast<Bf16*>(d_gate_up.row(t)));
+      if (dtype == DType::kBf16) {
+        ctx.kernels.swiglu_backward_bf16(static_cast<const Bf16*>(gate_up.row(t)), static_cast<const Bf16*>(d_h.row(t)), F,
+                                         static_cast<Bf16*>(d_gate_up.row(t)));
+      } else {
+        ctx.kernels.swiglu_backward_f32(static_cast<const float*>(gate_up.row(t)), static_cast<const float*>(d_h.row(t)), F,
+                                        static_cast<float*>(d_gate_up.row(t)));
+      }
     }
   });
 }

@@ -13,8 +13,9 @@ AnyMat AllocMat(int64_t rows, int64_t cols, DType dtype, ExecContext& ctx);
 ConstAnyMat Rounded(ConstAnyMat x, DType format, ExecContext& ctx);
 // y += x. x, y [T,D].
 void Add(MatView<const float> x, MatView<float> y, ExecContext& ctx);
-// d_gate_up [T,2F], float32 or bf16, from the interleaved product of forward [T,2F] and d_h [T,F]; may be gate_up itself.
-void SwigluBackward(MatView<const float> gate_up, MatView<const float> d_h, AnyMat d_gate_up, ExecContext& ctx);
+// d_gate_up [T,2F] from the interleaved product of forward [T,2F] and d_h [T,F], all float32 or all bf16; may be gate_up
+// itself.
+void SwigluBackward(ConstAnyMat gate_up, ConstAnyMat d_h, AnyMat d_gate_up, ExecContext& ctx);
 // Sum of squares in double, by fixed chunks combined in order: the same for any number of threads.
 double SumSquares(std::span<const float> x, ExecContext& ctx);
 

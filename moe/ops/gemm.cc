@@ -62,11 +62,12 @@ struct Scratch {
 
 // Columns [column, column+columns) of rows [row, row+rows) from a dense tile.
 void WriteRows(const float* tile, int64_t stride, int64_t rows, int64_t columns, const AnyMat& c, int64_t row, int64_t column,
-               bool add, const KernelTable& k) {
+               bool add, bool stream, const KernelTable& k) {
+  if (c.dtype == DType::kBf16) {
+    return k.round_rows(rows, columns, tile, stride, static_cast<Bf16*>(c.row(row)) + column, c.stride, stream);
+  }
   for (int64_t r = 0; r < rows; ++r, tile += stride) {
-    if (c.dtype == DType::kBf16) {
-      k.to_bf16(tile, columns, static_cast<Bf16*>(c.row(row + r)) + column);
-    } else if (add) {
+    if (add) {
       k.add(tile, columns, static_cast<float*>(c.row(row + r)) + column);
     } else {
       std::memcpy(static_cast<float*>(c.row(row + r)) + column, tile, static_cast<size_t>(columns) * sizeof(float));
@@ -137,12 +138,13 @@ void RunItem(const GemmProblem& p, const WorkItem& item, int64_t tiles, const st
       }
       if (direct) continue;
       if (!gated) {
-        WriteRows(c, kPanel, rows, columns, p.c, row, column, p.epilogue == Epilogue::kAccumulate, k);
+        WriteRows(c, kPanel, rows, columns, p.c, row, column, p.epilogue == Epilogue::kAccumulate, stream && columns == kPanel,
+                  k);
         continue;
       }
-      if (!p.pre_activation.empty()) WriteRows(c, kPanel, rows, columns, p.pre_activation, row, column, false, k);
+      if (!p.pre_activation.empty()) WriteRows(c, kPanel, rows, columns, p.pre_activation, row, column, false, false, k);
       k.swiglu(c, rows * kPanel / 2, scratch.half);
-      WriteRows(scratch.half, kPanel / 2, rows, columns / 2, p.c, row, column / 2, false, k);
+      WriteRows(scratch.half, kPanel / 2, rows, columns / 2, p.c, row, column / 2, false, false, k);
     }
   }
   if (stream) k.stream_fence();
@@ -150,7 +152,7 @@ void RunItem(const GemmProblem& p, const WorkItem& item, int64_t tiles, const st
 
 // Can c be written past the caches, in whole lines?
 bool CanStream(const GemmProblem& p) {
-  return p.epilogue == Epilogue::kStore && p.bias.empty() && p.c.dtype == DType::kF32 &&
+  return p.epilogue == Epilogue::kStore && (p.bias.empty() || p.c.dtype == DType::kBf16) &&
          reinterpret_cast<uintptr_t>(p.c.data) % kAlignment == 0 && p.c.stride * SizeOf(p.c.dtype) % kAlignment == 0;
 }
 

@@ -24,7 +24,7 @@ struct GemmProblem {
   std::span<const float> bias;           // [N] what every row's sums start from, so before the activation; empty: 0
   Epilogue epilogue = Epilogue::kStore;  // kAccumulate starts from c and has no bias
   AnyMat c;                              // [M,N]; [M,N/2] for kSwiglu; bf16 is rounded when written, and cannot accumulate
-  MatView<float> pre_activation;         // [M,N] kSwiglu only: the product itself, kept for backward; may be empty
+  AnyMat pre_activation;                 // [M,N] kSwiglu only: the product itself, kept for backward; may be empty
 };
 
 // All products of the list, on one work list of tiles: a hot expert cannot stall the others. Results do not depend on M, on the

@@ -95,7 +95,7 @@ void LinearForward(const PackedParameter& weight, ConstAnyMat x, MatView<float> 
   Gemm({.a = x, .weight = &weight.forward(), .epilogue = epilogue, .c = y}, ctx);
 }
 
-void LinearBackward(const PackedParameter& weight, ConstAnyMat x, ConstAnyMat d_y, MatView<float> d_x, Epilogue epilogue,
+void LinearBackward(const PackedParameter& weight, ConstAnyMat x, ConstAnyMat d_y, AnyMat d_x, Epilogue epilogue,
                     ExecContext& ctx) {
   Arena::Scope scope(ctx.arena);
   const ConstAnyMat d = d_x.empty() ? d_y : Rounded(d_y, weight.format(), ctx);

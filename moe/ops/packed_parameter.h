@@ -55,7 +55,7 @@ class PackedParameter {
 // y = x W^T. x [T,K], y [T,N] (overwritten, or += with kAccumulate).
 void LinearForward(const PackedParameter& weight, ConstAnyMat x, MatView<float> y, Epilogue epilogue, ExecContext& ctx);
 // d_x [T,K] (op)= d_y W; d_x empty: not wanted. Adds d_y^T x to the weight's gradient.
-void LinearBackward(const PackedParameter& weight, ConstAnyMat x, ConstAnyMat d_y, MatView<float> d_x, Epilogue epilogue,
+void LinearBackward(const PackedParameter& weight, ConstAnyMat x, ConstAnyMat d_y, AnyMat d_x, Epilogue epilogue,
                     ExecContext& ctx);
 
 }  // namespace moe

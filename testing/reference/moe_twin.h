@@ -38,7 +38,7 @@ class MoeTwin {
  public:
   MoeConfig config;
   int64_t T = 0, D = 0;
-  bool bf16 = false;               // experts' products take bf16 operands
+  bool bf16 = false;               // what experts' products read and write, the shared experts' sums excepted
   int64_t capacity = kNoCapacity;  // rows per expert
   std::vector<uint8_t> valid;      // [T]; empty: all
   std::vector<Real> x;             // [T,D]
@@ -102,7 +102,7 @@ class MoeTwin {
         slot.kept = capacity == kNoCapacity || slot.position < capacity;
         num_dropped += slot.kept ? 0 : 1;
         slot.gate = exps[Size(e)] / (SumsToOne() ? chosen_sum : sum);
-        if (slot.kept) slot.ffn = RunFfn(t, F, w.gate_up, w.down, e);
+        if (slot.kept) slot.ffn = RunFfn(t, F, w.gate_up, w.down, e), slot.ffn.out = Operand(slot.ffn.out.data(), D);
         slots[Size(t)].push_back(slot);
       }
       if (Fs > 0) shared[Size(t)] = RunFfn(t, Fs, w.shared_gate_up, w.shared_down, 0);
@@ -152,7 +152,8 @@ class MoeTwin {
         d_gates.back() = DotOf(D, s.ffn.out.data(), 1, Row(d_y, t, D), 1);
         std::vector<Real> d_out;
         for (int64_t i = 0; i < D; ++i) d_out.push_back(s.gate * d_y[Size(t * D + i)]);
-        const std::vector<Real> d = FfnBackward(t, F, w.gate_up, w.down, s.expert, s.ffn, d_out, grads[Size(s.expert)]);
+        const std::vector<Real> d_in = FfnBackward(t, F, w.gate_up, w.down, s.expert, s.ffn, d_out, grads[Size(s.expert)]);
+        const std::vector<Real> d = Operand(d_in.data(), D);
         for (int64_t i = 0; i < D; ++i) from_experts[Size(i)] += d[Size(i)];
       }
       d_gate.insert(d_gate.end(), d_gates.begin(), d_gates.end());
@@ -208,11 +209,11 @@ class MoeTwin {
   static const Real* Row(const std::vector<Real>& m, int64_t row, int64_t cols) { return m.data() + row * cols; }
   std::vector<Real> Operand(const Real* from, int64_t n) const {
     std::vector<Real> out(from, from + n);
-    if (bf16) {
-      for (Real& v : out) v = RoundToBf16(v);
-    }
+    for (Real& v : out) v = Kept(v);
     return out;
   }
+  // As it lies in memory between two products.
+  Real Kept(const Real& v) const { return bf16 ? RoundToBf16(v) : v; }
   double FractionValue(int64_t e) const {
     return static_cast<double>(tokens_per_expert[Size(e)]) / static_cast<double>(num_tokens * config.router.top_k);
   }
@@ -243,8 +244,8 @@ class MoeTwin {
     const std::vector<Real> d_o = Operand(d_out.data(), D);
     std::vector<Real> d_gate_up_row(Size(2 * F));
     for (int64_t f = 0; f < F; ++f) {
-      const Real d_h = DotOf(D, d_o.data(), 1, V.data() + f, F);
-      const Real gate = ffn.gate_up[Size(GateRow(f))], up = ffn.gate_up[Size(UpRow(f))];
+      const Real d_h = Kept(DotOf(D, d_o.data(), 1, V.data() + f, F));
+      const Real gate = Kept(ffn.gate_up[Size(GateRow(f))]), up = Kept(ffn.gate_up[Size(UpRow(f))]);
       const Real sigmoid = Real(1) / (Real(1) + exp(-gate));
       d_gate_up_row[Size(GateRow(f))] = d_h * up * sigmoid * (Real(1) + gate * (Real(1) + -sigmoid));
       d_gate_up_row[Size(UpRow(f))] = d_h * gate * sigmoid;

@@ -6,7 +6,9 @@
 #include <limits>
 #include <vector>
 
+#include "moe/base/arena.h"
 #include "moe/kernels/cpu/kernel_table.h"
+#include "moe/tensor/packed_weight.h"
 #include "testing/matchers.h"
 #include "testing/random.h"
 #include "testing/shapes.h"
@@ -157,6 +159,33 @@ TEST(ToBf16, EveryTableRoundsAsTheDefinition) {
       table->to_bf16(x.data(), n, out.data());
       EXPECT_EQ(out.back().bits, 77);
       for (size_t i = 0; i < x.size(); ++i) ExpectRounded(out[i].bits, x[i]);
+    }
+  }
+}
+
+// Every width up to a panel, at strides of its own; past the caches too, where a row is a whole line.
+TEST(ToBf16, RowsOfATileGoWhereTheyBelong) {
+  Rng rng(3);
+  const AlignedBytes storage = AllocateAligned(kMaxTileRows * 96 * sizeof(Bf16));
+  const auto out = reinterpret_cast<Bf16*>(storage.get());
+  for (const KernelTable* table : SupportedKernelTables()) {
+    for (const int64_t rows : {int64_t{0}, int64_t{1}, int64_t{5}, kMaxTileRows}) {
+      for (int64_t n = 0; n <= kPanel; ++n) {
+        for (const bool stream : {false, true}) {
+          if (stream && n != kPanel) continue;
+          SCOPED_TRACE(fmt::format("{} rows {} n {} stream {}", table->name, rows, n, stream));
+          const auto x = NormalFloats(kMaxTileRows * 40, rng);
+          std::fill_n(out, kMaxTileRows * 96, Bf16{77});
+          table->round_rows(rows, n, x.data(), 40, out, 96, stream);
+          table->stream_fence();
+          for (int64_t r = 0; r < kMaxTileRows; ++r) {
+            for (int64_t i = 0; i < 96; ++i) {
+              const Bf16 want = r < rows && i < n ? ToBf16(x[static_cast<size_t>(r * 40 + i)]) : Bf16{77};
+              ASSERT_EQ(out[r * 96 + i].bits, want.bits) << r << " " << i;
+            }
+          }
+        }
+      }
     }
   }
 }

@@ -120,7 +120,7 @@ TEST(Swiglu, ForwardAndBackwardMatchTheTwin) {
       const double u = kEpsF32;
       // the sigmoid: exp to 2 ulp (4u), a sum and a quotient; then two products
       ExpectClose(h, ReferenceSwiglu(x), Tolerance{.relative = 8 * u});
-      table->swiglu_backward(gate_up.data(), d_h.data(), n, d.data());
+      table->swiglu_backward_f32(gate_up.data(), d_h.data(), n, d.data());
       Values bounds(x.size());
       for (size_t i = 0; i < d_h.size(); ++i) {
         const double gate = x[i / 16 * 32 + i % 16], up = x[i / 16 * 32 + 16 + i % 16], s = 1 / (1 + std::exp(-gate));
@@ -131,8 +131,29 @@ TEST(Swiglu, ForwardAndBackwardMatchTheTwin) {
       }
       const auto f = [](const auto& in) { return ReferenceSwiglu(in); };
       ExpectClose(d, GradientOf(f, x, g), bounds);
-      table->swiglu_backward(gate_up.data(), d_h.data(), n, gate_up.data());
+      table->swiglu_backward_f32(gate_up.data(), d_h.data(), n, gate_up.data());
       ExpectSameBits(gate_up, d);
+    }
+  }
+}
+
+TEST(Swiglu, BackwardInBf16IsThatOfFloatsRoundedOnce) {
+  for (const KernelTable* table : SupportedKernelTables()) {
+    Rng rng(3);
+    for (const int64_t n : {0, 16, 32, 48, 80}) {
+      SCOPED_TRACE(fmt::format("{} n {}", table->name, n));
+      Halves gate_up(NormalFloats(2 * n, rng, 4));
+      const Halves d_h(NormalFloats(n, rng));
+      std::vector<float> exact(gate_up.f32.size(), NAN);
+      table->swiglu_backward_f32(gate_up.f32.data(), d_h.f32.data(), n, exact.data());
+      std::vector<Bf16> d(exact.size() + 1, Bf16{77}), want(exact.size());
+      table->to_bf16(exact.data(), 2 * n, want.data());
+      table->swiglu_backward_bf16(gate_up.bf16.data(), d_h.bf16.data(), n, d.data());
+      EXPECT_EQ(d.back().bits, 77);
+      d.pop_back();
+      ExpectSameBits(d, want);
+      table->swiglu_backward_bf16(gate_up.bf16.data(), d_h.bf16.data(), n, gate_up.bf16.data());
+      ExpectSameBits(gate_up.bf16, want);
     }
   }
 }
@@ -147,7 +168,7 @@ TEST(Swiglu, IsFiniteForLargeGates) {
     EXPECT_EQ(h[1], 0);
     EXPECT_EQ(h[2], 3e38f);
     EXPECT_EQ(h[3], 0);
-    table->swiglu_backward(gate_up.data(), d_h.data(), 16, d.data());
+    table->swiglu_backward_f32(gate_up.data(), d_h.data(), 16, d.data());
     for (const float x : d) EXPECT_TRUE(std::isfinite(x)) << x;
   }
 }

@@ -34,6 +34,11 @@ std::vector<Case> Cases() {
     c.options.config.router.top_k = 4;
   }
   {
+    Case& c = add("many_experts_of_a_token");  // more than combine adds up at once
+    c.options.config.router.num_experts = 40, c.options.config.router.top_k = 35;
+    c.options.config.num_shared_experts = 1, c.T = 5;
+  }
+  {
     Case& c = add("shared");
     c.options.config.num_shared_experts = 2;
   }

@@ -130,6 +130,7 @@ TEST(LayerProperties, OneExpertIsTheDenseFfn) {
       Gemm({.a = h, .weight = &w.down.forward(), .c = MatView<float>(y.data(), T, 33)}, layer.ctx());
       const auto d_y = NormalFloats(T * 33, rng);
       const LayerStep step = layer.Train(x, d_y);
+      if (format == DType::kBf16) y = Halves(y).f32;  // as the experts leave it to combine
       ExpectSameBits(step.y, y);
       for (const float g : step.d_w.router) EXPECT_EQ(g, 0);  // nothing to choose
     }

@@ -86,6 +86,31 @@ TEST(BlockSparse, DenseFromSparse) {
   });
 }
 
+// As MoE layers have them: the blocks of a row are of one expert. Sums of several would have to be rounded on the way.
+TEST(BlockSparse, DenseFromSparseIntoBf16IsRoundedOnceOrRefused) {
+  const ThrowingChecks guard;
+  Rng rng(5);
+  for (const Kind kind : {Kind::kDiagonal, Kind::kFull}) {
+    TestContext t(2);
+    const Blocks blocks = MakeBlocks(kind, 32, 3, false, rng, t.ctx);
+    const int64_t M = blocks.topology.num_rows(), N = 70;
+    const Values s(blocks, 1, rng);
+    const Segments w(3, N, 64, DType::kBf16, rng, t.ctx);
+    FencedMatrix y(M, N);
+    DenseFromSparse(s.matrix, w.packed, y.view(), t.ctx);
+    std::vector<Bf16> got(static_cast<size_t>(M * N)), want;
+    const auto run = [&] { DenseFromSparse(s.matrix, w.packed, MatView<Bf16>(got.data(), M, N), t.ctx); };
+    if (kind == Kind::kFull) {
+      EXPECT_THROW(run(), CheckError);
+      continue;
+    }
+    ASSERT_GT(M, 0);
+    run();
+    for (const float x : y.dense()) want.push_back(ToBf16(x));
+    ExpectSameBits(got, want);
+  }
+}
+
 TEST(BlockSparse, IsTheSameForAnyNumberOfThreads) {
   for (const KernelTable* table : SupportedKernelTables()) {
     for (const DType format : {DType::kF32, DType::kBf16}) {

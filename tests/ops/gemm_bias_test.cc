@@ -39,7 +39,7 @@ TEST(GemmBias, SumsStartFromIt) {
           std::vector<float> c(static_cast<size_t>(s.M * cols), NAN), pre(gated ? static_cast<size_t>(s.M * s.N) : 0, NAN);
           GemmProblem p{.a = MatView<const float>(a.data(), s.M, s.K), .weight = &packed, .bias = bias, .epilogue = epilogue};
           p.c = MatView<float>(c.data(), s.M, cols);
-          if (gated) p.pre_activation = {pre.data(), s.M, s.N};
+          if (gated) p.pre_activation = MatView<float>(pre.data(), s.M, s.N);
           Gemm(p, t.ctx);
           auto want = Multiply(
               s.M, s.N, s.K, [&](int64_t m, int64_t k) { return AsInput(a[static_cast<size_t>(m * s.K + k)], bf16); },

@@ -76,6 +76,8 @@ struct KernelTable {
   void (*pack_both_bf16)(const float* w, int64_t stride, int64_t cols, bool stream, uint32_t* forward, uint32_t* transposed,
                          int64_t transposed_stride);
   void (*to_bf16)(const float* x, int64_t n, Bf16* out);  // below the normal range the result may be 0
+  // The same for rows of a tile, n <= 32 columns. stream: past the caches, as a tile's, n = 32.
+  void (*round_rows)(int64_t rows, int64_t n, const float* x, int64_t x_stride, Bf16* out, int64_t out_stride, bool stream);
   // out[k*max_rows + r] = a[r][k], rows <= max_rows: words of four bytes. Writes up to kMaxTileRows words beyond the end.
   void (*interleave_tile)(int64_t rows, int64_t K, const uint32_t* const* a, uint32_t* out);
   // out[i] = pair(x0[i], x1[i]); x1 null: (x0[i], 0).
@@ -94,6 +96,7 @@ struct KernelTable {
   double (*peak_int8)(int64_t steps, float* sink);
 
   float (*dot)(const float* x, const float* y, int64_t n);
+  float (*dot_bf16)(const Bf16* x, const float* y, int64_t n);
   float (*max)(const float* x, int64_t n);  // -inf when n = 0; NaNs are not ordered
   // out = exp(x - shift); returns the sum. Below exp's range the result is exactly 0. May run in place.
   float (*exp_sum)(const float* x, float shift, int64_t n, float* out);
@@ -110,9 +113,11 @@ struct KernelTable {
   // Columns >= valid[r] become 0 in both, whatever they held.
   void (*softmax_block_backward)(int64_t rows, const int32_t* valid, const float* log_sum_exp, const float* delta, float* p,
                                  float* d);
-  void (*scale)(float alpha, int64_t n, float* x);                 // x *= alpha
-  void (*axpy)(float alpha, const float* x, int64_t n, float* y);  // y += alpha x
-  void (*add)(const float* x, int64_t n, float* y);                // y += x
+  void (*scale)(float alpha, int64_t n, float* x);  // x *= alpha
+  // y = base + gate[0] * rows[0] + gate[1] * rows[1] ..., one after the other; base null: 0; y may be base.
+  void (*combine_f32)(int64_t count, const float* gate, const float* const* rows, const float* base, int64_t n, float* y);
+  void (*combine_bf16)(int64_t count, const float* gate, const Bf16* const* rows, const float* base, int64_t n, float* y);
+  void (*add)(const float* x, int64_t n, float* y);  // y += x
   double (*sum_squares)(const float* x, int64_t n);
 
   // y = x * inv_rms * w, returns inv_rms = 1 / sqrt(mean(x^2) + epsilon).
@@ -124,7 +129,8 @@ struct KernelTable {
   // of 16.
   void (*swiglu)(const float* gate_up, int64_t n, float* h);
   // d_gate_up may be gate_up itself.
-  void (*swiglu_backward)(const float* gate_up, const float* d_h, int64_t n, float* d_gate_up);
+  void (*swiglu_backward_f32)(const float* gate_up, const float* d_h, int64_t n, float* d_gate_up);
+  void (*swiglu_backward_bf16)(const Bf16* gate_up, const Bf16* d_h, int64_t n, Bf16* d_gate_up);
 
   // Rotates the halves of a head: (x[i], x[i+half]) by the angle of (cos[i], sin[i]); sign -1 rotates back. (Su et al. 2021,
   // NeoX order.)

@@ -38,7 +38,7 @@ MOE_INLINE VecI RoundPairs(VecF low, VecF high) {
 }
 #endif
 
-void ToBf16Row(const float* x, int64_t n, Bf16* out) {
+MOE_INLINE void RoundRow(const float* x, int64_t n, Bf16* out) {
   int64_t i = 0;
 #ifdef __AVX512BF16__
   for (; i + kLanes <= n; i += kLanes) {
@@ -47,6 +47,27 @@ void ToBf16Row(const float* x, int64_t n, Bf16* out) {
   }
 #endif
   for (; i < n; ++i) out[i].bits = static_cast<uint16_t>(Bf16Bits(x[i]));
+}
+void ToBf16Row(const float* x, int64_t n, Bf16* out) {
+  RoundRow(x, n, out);
+}
+// A row of a panel is one line.
+void RoundRows(int64_t rows, int64_t n, const float* x, int64_t x_stride, Bf16* out, int64_t out_stride, bool stream) {
+  for (int64_t r = 0; r < rows; ++r, x += x_stride, out += out_stride) {
+    if (n == kPanelColumns && stream) {
+      alignas(64) Bf16 line[kPanelColumns];
+      RoundRow(x, kPanelColumns, line);
+      const auto* words = reinterpret_cast<const AnyFloat*>(line);
+      auto* to = reinterpret_cast<AnyFloat*>(out);
+      for (int64_t i = 0; i < kPanelColumns / 2; i += kLanes) StoreStream(to + i, Load(words + i));
+    } else if (n == kPanelColumns) {
+      RoundRow(x, kPanelColumns, out);
+    } else if (n == kPanelColumns / 2) {
+      RoundRow(x, kPanelColumns / 2, out);
+    } else {
+      RoundRow(x, n, out);
+    }
+  }
 }
 void InterleaveBf16(const float* x0, const float* x1, int64_t n, uint32_t* out) {
   int64_t i = 0;

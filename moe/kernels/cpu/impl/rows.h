@@ -191,8 +191,64 @@ void SoftmaxBlockBackward(int64_t rows, const int32_t* valid, const float* log_s
 void Scale(float alpha, int64_t n, float* x) {
   for (int64_t i = 0; i < n; ++i) x[i] *= alpha;
 }
-void Axpy(float alpha, const float* x, int64_t n, float* y) {
-  for (int64_t i = 0; i < n; ++i) y[i] += alpha * x[i];
+// A vector's worth of values, or one; bf16 widened.
+MOE_INLINE VecF LoadFloats(const float* x) {
+  return Load(x);
+}
+MOE_INLINE VecF LoadFloats(const Bf16* x) {
+  typedef uint16_t Half __attribute__((vector_size(MOE_VECTOR_BYTES / 2)));
+  Half h;
+  __builtin_memcpy(&h, x, sizeof(h));
+  return reinterpret_cast<VecF>(__builtin_convertvector(h, VecU) << 16);
+}
+MOE_INLINE float LoadFloat(const float* x) {
+  return *x;
+}
+MOE_INLINE float LoadFloat(const Bf16* x) {
+  return __builtin_bit_cast(float, static_cast<uint32_t>(x->bits) << 16);
+}
+
+MOE_INLINE void StoreFloats(float* to, VecF v) {
+  Store(to, v);
+}
+MOE_INLINE void StoreFloats(Bf16* to, VecF v) {
+  float x[kLanes];
+  Store(x, v);
+  RoundRow(x, kLanes, to);
+}
+
+template <class T>
+MOE_INLINE void CombineRows(int64_t count, const float* gate, const T* const* rows, const float* base, int64_t n, float* y) {
+  constexpr int64_t kVectors = 4;  // in flight: each row adds to the same registers
+  int64_t i = 0;
+  for (; i + kVectors * kLanes <= n; i += kVectors * kLanes) {
+    VecF sum[kVectors];
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kVectors; ++v) sum[v] = base == nullptr ? VecF{} : Load(base + i + v * kLanes);
+    for (int64_t r = 0; r < count; ++r) {
+      const VecF g = Broadcast(gate[r]);
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < kVectors; ++v) sum[v] += g * LoadFloats(rows[r] + i + v * kLanes);
+    }
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kVectors; ++v) Store(y + i + v * kLanes, sum[v]);
+  }
+  for (; i < n; ++i) {
+    float sum = base == nullptr ? 0.0f : base[i];
+    for (int64_t r = 0; r < count; ++r) sum += gate[r] * LoadFloat(rows[r] + i);
+    y[i] = sum;
+  }
+}
+void CombineF32(int64_t count, const float* gate, const float* const* rows, const float* base, int64_t n, float* y) {
+  CombineRows(count, gate, rows, base, n, y);
+}
+void CombineBf16(int64_t count, const float* gate, const Bf16* const* rows, const float* base, int64_t n, float* y) {
+  CombineRows(count, gate, rows, base, n, y);
+}
+float DotBf16(const Bf16* x, const float* y, int64_t n) {
+  return Sum(
+      n, [=](int64_t i) __attribute__((always_inline)) { return LoadFloats(x + i) * Load(y + i); },
+      [=](int64_t i) { return LoadFloat(x + i) * y[i]; });
 }
 void Add(const float* x, int64_t n, float* y) {
   for (int64_t i = 0; i < n; ++i) y[i] += x[i];
@@ -232,15 +288,22 @@ void Swiglu(const float* gate_up, int64_t n, float* h) {
   }
 }
 
-void SwigluBackward(const float* gate_up, const float* d_h, int64_t n, float* d_gate_up) {
+template <class T>
+MOE_INLINE void SwigluBackward(const T* gate_up, const T* d_h, int64_t n, T* d_gate_up) {
   for (int64_t i = 0; i < n; i += kGroup, gate_up += 2 * kGroup, d_gate_up += 2 * kGroup) {
     for (int64_t j = 0; j < kGroup; j += kLanes) {
-      const VecF gate = Load(gate_up + j), up = Load(gate_up + kGroup + j), d = Load(d_h + i + j);
+      const VecF gate = LoadFloats(gate_up + j), up = LoadFloats(gate_up + kGroup + j), d = LoadFloats(d_h + i + j);
       const VecF sigmoid = Sigmoid(gate);
-      Store(d_gate_up + j, d * up * sigmoid * (1.0f + gate * (1.0f - sigmoid)));
-      Store(d_gate_up + kGroup + j, d * gate * sigmoid);
+      StoreFloats(d_gate_up + j, d * up * sigmoid * (1.0f + gate * (1.0f - sigmoid)));
+      StoreFloats(d_gate_up + kGroup + j, d * gate * sigmoid);
     }
   }
+}
+void SwigluBackwardF32(const float* gate_up, const float* d_h, int64_t n, float* d_gate_up) {
+  SwigluBackward(gate_up, d_h, n, d_gate_up);
+}
+void SwigluBackwardBf16(const Bf16* gate_up, const Bf16* d_h, int64_t n, Bf16* d_gate_up) {
+  SwigluBackward(gate_up, d_h, n, d_gate_up);
 }
 
 void Rope(const float* cos, const float* sin, float sign, int64_t half, float* x) {
