@@ -75,12 +75,18 @@ class Chart:
 
 def main(arguments, script, doc, draw):
     """Draws the JSON of the first argument into the second; what cannot be drawn is one line."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(doc.strip())
+        return 0
     if len(arguments) != 2 or arguments[0].startswith("-"):
         print(doc.strip(), file=sys.stderr)
         return 2
     try:
         pathlib.Path(arguments[1]).write_text(draw(json.loads(pathlib.Path(arguments[0]).read_text())))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"{script}: [{arguments[0]}] {type(error).__name__}: {error}", file=sys.stderr)
+    except KeyError as error:
+        print(f"{script}: [{arguments[0]}] got no {error}, expected it; {script} --help says what writes it", file=sys.stderr)
+        return 1
+    except (OSError, ValueError, TypeError) as error:
+        print(f"{script}: [{arguments[0]}] {error}, expected the JSON that {script} --help names", file=sys.stderr)
         return 1
     return 0

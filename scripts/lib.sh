@@ -1,6 +1,10 @@
 # Sourced by the scripts beside it: leaves the shell in the repository's root.
 set -euo pipefail
 export LC_ALL=C.UTF-8
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then # the comment that a script begins with
+  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+  exit 0
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 CORES=$(nproc)

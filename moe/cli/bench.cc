@@ -33,7 +33,7 @@ Result<const BenchSubject*> FindSubject(const std::string& name) {
     if (subject.name == name) return &subject;
     names.emplace_back(subject.name);
   }
-  return UsageErr("subject", "got '{}', expected one of {}", name, JoinNames(names));
+  return UsageErr("SUBJECT", "got {}, expected one of {}", name.empty() ? "nothing" : "'" + name + "'", JoinNames(names));
 }
 
 Result<DType> ParseFormat(const std::string& name) {
@@ -145,7 +145,7 @@ int RunBench(int argc, char** argv) {
     subjects += fmt::format("{}{}: {}", subjects.empty() ? "" : "\n", s.name, s.summary);
   CLI::App app("Measures our own parts as fractions of what this machine can do, probed beside every run of them.",
                "moe bench");
-  app.add_option("SUBJECT", flags.subject, subjects)->required()->type_name("");
+  app.add_option("SUBJECT", flags.subject, subjects)->type_name("");
   app.add_option("--seconds", flags.seconds, "To spend on each case (default 1); three rounds even so")->type_name("X");
   app.add_option("--shapes", flags.shapes, "Shapes to measure, such as benches/shapes/olmoe-1b-7b.txt (default: a few)")
       ->type_name("FILE");

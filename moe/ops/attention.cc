@@ -91,9 +91,9 @@ void Touch(const float* rows, int64_t stride, int64_t count, int64_t width) {
 template <class Word>
 void RunBlock(const Sizes& z, const AttentionSegment& segment, const Item& item, int64_t at, int64_t begin, const Word* keys,
               const BlockRows<Word>& values, const Scratch<Word>& scratch, const KernelTable& k) {
-  const auto dots = OuterOf<Word>(k);
-  const auto dots_of_rows = TileOf<Word>(k);
-  const auto weighted_sums = BlockOf<Word>(k);
+  const auto dots = ForWords<Word>(k.outer_f32, k.outer_bf16);
+  const auto dots_of_rows = ForWords<Word>(k.tile_f32, k.tile_bf16);
+  const auto weighted_sums = ForWords<Word>(k.block_f32, k.block_bf16);
   // Tiles whose rows all stand before this block do not see it.
   const int64_t first = std::max<int64_t>(0, (begin - segment.first_position) * z.R - item.row) / k.max_rows;
   const int64_t num_tiles = CeilDiv(item.rows, k.max_rows) - first;

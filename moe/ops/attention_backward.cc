@@ -85,8 +85,8 @@ template <class Word>
 void RunQueries(const Sizes& z, int64_t row, int64_t rows, int64_t position, int64_t begin, const BlockRows<Word>& key_rows,
                 const Scratch<Word>& scratch, const KernelTable& k) {
   constexpr int64_t kStep = kPerWord<Word>;
-  const auto product = TileOf<Word>(k);
-  const auto weighted_sums = BlockOf<Word>(k);
+  const auto product = ForWords<Word>(k.tile_f32, k.tile_bf16);
+  const auto weighted_sums = ForWords<Word>(k.block_f32, k.block_bf16);
   const int64_t words = z.P / kStep, stride = z.padded / kStep;
   for (int64_t r0 = 0; r0 < rows; r0 += k.max_rows) {
     const int64_t tile = std::min(k.max_rows, rows - r0), at = row + r0;
@@ -124,7 +124,7 @@ template <class Word>
 void RunItem(const AttentionShape& shape, const AttentionSegment& segment, int64_t kv_head, const Matrices& m,
              const Scratch<Word>& scratch, const KernelTable& k) {
   constexpr int64_t kStep = kPerWord<Word>;
-  const auto outer = OuterOf<Word>(k);
+  const auto outer = ForWords<Word>(k.outer_f32, k.outer_bf16);
   const Sizes z{.R = shape.num_heads / shape.num_kv_heads,
                 .P = shape.head_width,
                 .padded = RoundUpToPanel(shape.head_width),

@@ -28,28 +28,13 @@ template <class Word>
 inline constexpr int64_t kPerWord = 1;
 template <>
 inline constexpr int64_t kPerWord<uint32_t> = 2;
-template <class Word>
-auto TileOf(const KernelTable& k) {
+// The one of a kernel's two forms that takes such words.
+template <class Word, class F32, class Bf16>
+auto ForWords(F32 f32, Bf16 bf16) {
   if constexpr (kPerWord<Word> == 2) {
-    return k.tile_bf16;
+    return bf16;
   } else {
-    return k.tile_f32;
-  }
-}
-template <class Word>
-auto OuterOf(const KernelTable& k) {
-  if constexpr (kPerWord<Word> == 2) {
-    return k.outer_bf16;
-  } else {
-    return k.outer_f32;
-  }
-}
-template <class Word>
-auto BlockOf(const KernelTable& k) {
-  if constexpr (kPerWord<Word> == 2) {
-    return k.block_bf16;
-  } else {
-    return k.block_f32;
+    return f32;
   }
 }
 

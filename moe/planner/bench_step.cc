@@ -64,7 +64,7 @@ std::function<void()> StepsOf(const ModelConfig& config, const Recipe& recipe, E
 std::vector<BenchCase> MoeStepCases(const BenchShapes& shapes, DType format) {
   std::vector<BenchCase> out;
   for (const MoeShape& s : shapes.moe) {
-    if (s.T < kLeastTokens || s.T % kContext != 0 || (s.k == 1 && s.E > 1)) continue;
+    if (s.T < kLeastTokens || s.T % kContext != 0) continue;
     const ModelConfig config = ConfigOf(s, format), twin = DenseTwin(config, TwinKind::kEqualActive);
     // Backward is twice the forward's products; causal attention reads half of the positions.
     const double flop = 6.0 * static_cast<double>(s.T) * static_cast<double>(CountParameters(config).active) +

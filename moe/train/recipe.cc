@@ -8,6 +8,7 @@
 #include "moe/base/edit_distance.h"
 #include "moe/files/atomic_file.h"
 #include "moe/files/utf8.h"
+#include "moe/train/recipe_checks.h"
 #include "moe/train/recipe_fields.h"
 
 // toml++ 3.3 has undefined behaviour on bad input, in two places. It assumes of the character after "[" what it then checks: so
@@ -204,122 +205,6 @@ Status ApplySet(const std::string& set, const std::set<std::string>& known, std:
   return {};
 }
 
-// Errors of keys that do not go together.
-struct KeyErrors {
-  const GivenKeys& given;
-  const std::set<std::string>& flagged;  // keys that flags gave or took away
-  const std::string& where;              // the recipe
-
-  // Names the first key; wrong usage where a flag touched any of them.
-  template <class... Args>
-  tl::unexpected<Error> operator()(std::initializer_list<std::string_view> keys, fmt::format_string<Args...> format,
-                                   Args&&... args) const {
-    const std::string first(*keys.begin());
-    const auto it = given.find(first);
-    const bool usage = std::ranges::any_of(keys, [&](std::string_view key) { return flagged.contains(std::string(key)); });
-    return tl::make_unexpected(Error{it == given.end() ? fmt::format("{} {}", where, first) : it->second.where,
-                                     fmt::format(format, std::forward<Args>(args)...), usage ? 2 : 1});
-  }
-};
-
-// Keys that have no meaning beside the others.
-Status RefuseIdleKeys(const Recipe& recipe, const KeyErrors& wrong) {
-  const auto refuse = [&](std::string_view because, std::string_view key, auto... beside) -> Status {
-    const auto it = wrong.given.find(std::string(key));
-    if (it == wrong.given.end()) return {};
-    return wrong({key, beside...}, "got {}, expected no such key: {}", Shown(*it->second.node), because);
-  };
-  if (recipe.model.ffn == RecipeFfn::kDense) {
-    for (const std::string_view key : kMoeKeys) {
-      MOE_TRY(refuse("model.ffn is \"dense\", which has no experts", key, "model.ffn"));
-    }
-  } else if (recipe.model.dense_layers.empty()) {
-    MOE_TRY(refuse("no layer is dense; set model.ffn = \"dense\" or model.dense_layers", "model.ffn_width",
-                   "model.dense_layers", "model.ffn"));
-  }
-  if (recipe.tokenizer.kind != TokenizerKind::kBpe) {
-    MOE_TRY(refuse("only tokenizer.kind \"bpe\" has a size to choose", "tokenizer.vocab_size", "tokenizer.kind"));
-  }
-  if (recipe.tokenizer.kind != TokenizerKind::kFile) {
-    MOE_TRY(refuse("tokenizer.kind is not \"file\"", "tokenizer.file", "tokenizer.kind"));
-  }
-  return {};
-}
-
-// Fills in defaults that depend on other keys, then checks what ranges alone cannot.
-Status Resolve(Recipe& recipe, const KeyErrors& wrong) {
-  ModelRecipe& m = recipe.model;
-  TrainRecipe& t = recipe.train;
-  if (const auto it = wrong.given.find("model.experts"); it != wrong.given.end() && it->second.node->value<int64_t>() == 0) {
-    return Wrong(it->second, "0", "1 or more; a model without experts is model.ffn = \"dense\" with model.ffn_width");
-  }
-  if (m.kv_heads == 0) m.kv_heads = m.heads;
-  if (m.head_width == 0) {
-    if (m.hidden % m.heads != 0) {
-      return wrong({"model.heads", "model.hidden"}, "got {}, expected a divisor of model.hidden {} (or model.head_width)",
-                   m.heads, m.hidden);
-    }
-    m.head_width = m.hidden / m.heads;
-  }
-  if (m.head_width % 2 != 0) {
-    return wrong({"model.head_width", "model.heads", "model.hidden"},
-                 "got {}, expected an even number: rotary positions turn pairs", m.head_width);
-  }
-  if (m.heads % m.kv_heads != 0) {
-    return wrong({"model.kv_heads", "model.heads"}, "got {}, expected a divisor of model.heads {}", m.kv_heads, m.heads);
-  }
-  if (m.ffn != RecipeFfn::kDense && m.top_k > m.experts) {
-    return wrong({"model.top_k", "model.experts"}, "got {}, expected at most model.experts {}", m.top_k, m.experts);
-  }
-  if (m.ffn_width == 0 && (m.ffn == RecipeFfn::kDense || !m.dense_layers.empty())) {
-    return wrong({"model.ffn_width", "model.ffn", "model.dense_layers"}, "got nothing, expected the width of the dense layers");
-  }
-  for (const int64_t layer : m.dense_layers) {
-    if (layer >= m.layers)
-      return wrong({"model.dense_layers", "model.layers"}, "got layer {}, expected 0..{}", layer, m.layers - 1);
-  }
-  std::ranges::sort(m.dense_layers);
-  if (std::ranges::adjacent_find(m.dense_layers) != m.dense_layers.end()) {
-    return wrong({"model.dense_layers", "model.layers"}, "got a layer twice, expected each once");
-  }
-  if (static_cast<int64_t>(m.dense_layers.size()) == m.layers) {
-    return wrong({"model.dense_layers", "model.layers"}, "got all layers, expected model.ffn = \"dense\" for that");
-  }
-  if (recipe.tokenizer.kind == TokenizerKind::kFile && recipe.tokenizer.file.empty()) {
-    return wrong({"tokenizer.file", "tokenizer.kind"},
-                 "got nothing, expected the tokenizer.json that tokenizer.kind \"file\" asks for");
-  }
-
-  if (recipe.data.files.empty()) return wrong({"data.files"}, "got no file, expected training text (also: --data FILE)");
-  if (t.steps > 0 && t.minutes > 0) {
-    return wrong({"train.minutes", "train.steps"},
-                 "got both train.steps and train.minutes, expected one (`--set {}=` takes the other away)",
-                 wrong.flagged.contains("train.steps") ? "train.minutes" : "train.steps");
-  }
-  if (t.steps == 0 && t.minutes == 0)
-    return wrong({"train.steps", "train.minutes"}, "got nothing, expected train.steps or train.minutes");
-  if (t.context == 0) t.context = m.context;
-  if (t.context > m.context) {
-    return wrong({"train.context", "model.context"}, "got {}, expected at most model.context {}", t.context, m.context);
-  }
-  if (t.batch_tokens % t.context != 0) {
-    return wrong({"train.batch_tokens", "train.context", "model.context"}, "got {}, expected a multiple of the context {}",
-                 t.batch_tokens, t.context);
-  }
-  if (t.micro_batch_tokens == 0) t.micro_batch_tokens = t.batch_tokens;
-  if (t.batch_tokens % t.micro_batch_tokens != 0 || t.micro_batch_tokens % t.context != 0) {
-    return wrong({"train.micro_batch_tokens", "train.batch_tokens", "train.context", "model.context"},
-                 "got {}, expected a multiple of the context {} that divides batch_tokens {}", t.micro_batch_tokens, t.context,
-                 t.batch_tokens);
-  }
-  if (t.min_lr < 0) t.min_lr = t.lr / 10;
-  if (t.min_lr > t.lr) return wrong({"train.min_lr", "train.lr"}, "got {}, expected at most train.lr {}", t.min_lr, t.lr);
-  if (t.warmup >= 1 && t.warmup != std::floor(t.warmup)) {
-    return wrong({"train.warmup"}, "got {}, expected whole steps, or below 1 a share of all", t.warmup);
-  }
-  return {};
-}
-
 // The recipe that "demo" or "recipes/demo" may mean, if there is one.
 std::string RecipeNamed(const std::string& name) {
   for (const char* folder : {"", "recipes/"}) {
@@ -396,9 +281,9 @@ Result<Recipe> ParseRecipe(std::string_view text, const std::string& where, cons
     const toml::value<std::string> value(overrides.dtype);
     MOE_TRY(Reader::Read(Given{&value, "--dtype", true}, recipe.train.dtype, kDTypeChoices));
   }
-  const KeyErrors wrong{given, flagged, where};
-  MOE_TRY(RefuseIdleKeys(recipe, wrong));
-  MOE_TRY(Resolve(recipe, wrong));
+  RecipeKeys keys{.written = {}, .flagged = flagged, .where = where};
+  for (const auto& [key, value] : given) keys.written[key] = {value.where, Shown(*value.node)};
+  MOE_TRY(CheckRecipe(keys, recipe));
   return recipe;
 }
 

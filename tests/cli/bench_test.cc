@@ -113,8 +113,8 @@ TEST(Bench, BadInputIsOneLine) {
   const std::string wrong = dir / "wrong.txt", other = dir / "other.txt";
   WriteFile(wrong, "gemm 1 2 3\ngemm 4 5\n");
   WriteFile(other, "adamw 100\n");
-  ExpectFails(RunMoe({"bench"}), 2, "SUBJECT", "expected");
-  ExpectFails(RunMoe({"bench", "fft"}), 2, "subject", "got 'fft', expected one of gemm");
+  ExpectFails(RunMoe({"bench"}), 2, "SUBJECT", "got nothing, expected one of gemm");
+  ExpectFails(RunMoe({"bench", "fft"}), 2, "SUBJECT", "got 'fft', expected one of gemm");
   ExpectFails(RunMoe({"bench", "gemm", "--seconds", "-1"}), 2, "--seconds", "got -1");
   ExpectFails(RunMoe({"bench", "gemm", "--seconds", "nan"}), 2, "--seconds", "got nan");
   ExpectFails(RunMoe({"bench", "gemm", "--dtype", "f64"}), 2, "--dtype", "got 'f64', expected bf16 or f32");

@@ -93,6 +93,9 @@ TEST_F(Inspect, BadInput) {
   };
   one_line(RunMoe({"inspect", "--model", dir_ / "missing"}), 1);
   one_line(RunMoe({"inspect", "--model", "no-such-preset"}), 2);
+  const RunResult recipe = RunMoe({"inspect", "--model", "recipes/demo.toml"});
+  one_line(recipe, 1);
+  EXPECT_NE(recipe.err.find("got a recipe, expected a model"), std::string::npos) << recipe.err;
   WriteFile(dir_ / "config.json", "{\"model_type\": ");
   one_line(RunMoe({"inspect", "--model", dir_ / "config.json"}), 1);
   one_line(RunMoe({"inspect", "--model", dir_.path().string()}), 1);

@@ -65,7 +65,7 @@ class PlotRows(unittest.TestCase):
         self.assertEqual([len(line) for line in self.points()[1]], [1, 1])
 
     def test_what_cannot_be_drawn_is_one_line(self):
-        for text, part in (("{", "JSONDecodeError"), ("{}", "cases"), (json.dumps(bench()), "no product of group 'decode'"),
+        for text, part in (("{", "expected the JSON"), ("{}", "got no 'cases'"), ("[]", "expected the JSON"), (json.dumps(bench()), "no product of group 'decode'"),
                            (json.dumps(bench(case(128, 1, group="dense"))), "no product of group 'decode'")):
             done = self.run_on(text)
             self.assertEqual(done.returncode, 1)

@@ -64,7 +64,7 @@ class PlotSweep(unittest.TestCase):
         alone = sweep((2,), (0.5,))
         del alone["rows"][0]["dense_total"], alone["rows"][0]["dense_active"]
         empty = sweep((), ())
-        for text, part in (("{", "JSONDecodeError"), ("{}", "rows"), (json.dumps(alone), "without dense twins"), (json.dumps(empty), "got none")):
+        for text, part in (("{", "expected the JSON"), ("{}", "got no 'rows'"), (json.dumps(alone), "without dense twins"), (json.dumps(empty), "got none")):
             done = self.run_on(text)
             self.assertEqual(done.returncode, 1)
             self.assertIn(part, done.stderr)

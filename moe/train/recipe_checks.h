@@ -1,0 +1,26 @@
+#pragma once
+// Which keys of a recipe go together.
+
+#include <map>
+#include <set>
+#include <string>
+
+#include "moe/train/recipe.h"
+
+namespace moe {
+
+struct WrittenKey {
+  std::string where;  // "demo.toml:12 model.layers", "--set model.layers"
+  std::string shown;  // its value, for errors
+};
+struct RecipeKeys {
+  std::map<std::string, WrittenKey> written;
+  std::set<std::string> flagged;  // keys that flags gave or took away
+  std::string where;              // the recipe
+};
+
+// Refuses keys without a meaning beside the others, fills in defaults that depend on other keys, then checks what ranges alone
+// cannot.
+Status CheckRecipe(const RecipeKeys& keys, Recipe& recipe);
+
+}  // namespace moe
