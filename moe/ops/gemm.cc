@@ -86,6 +86,7 @@ bool Interleaves(const WorkItem& item) {
 // `stream`: c goes past the caches.
 void RunItem(const GemmProblem& p, const WorkItem& item, int64_t tiles, const std::byte* after, bool stream,
              const Scratch& scratch, const KernelTable& k) {
+  MOE_CHECK(item.tiles > 0, "an item of {} tiles", item.tiles);
   const PackedWeight& w = *p.weight;
   const bool bf16 = w.format == DType::kBf16, gated = p.epilogue == Epilogue::kSwiglu, interleaved = Interleaves(item);
   const int64_t steps = Steps(w);

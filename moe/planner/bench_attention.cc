@@ -52,7 +52,7 @@ struct Prefill {
 };
 
 std::shared_ptr<Prefill> MakePrefill(const AttentionBenchShape& s, DType format, bool backward, ExecContext& ctx) {
-  const auto p = std::make_shared<Prefill>();
+  auto p = std::make_shared<Prefill>();
   BenchOperands& o = p->operands;
   p->shape = ShapeOf(s, format);
   p->q = o.Matrix(s.C, s.H * s.P, ctx), p->k = o.Matrix(s.C, s.G * s.P, ctx), p->v = o.Matrix(s.C, s.G * s.P, ctx);

@@ -118,7 +118,10 @@ BenchCase Forward(const MoeShape& s, const Part& p, BenchLoads loads, DType form
           .reference = {.name = "dense"},
           .memory_bytes = MemoryOf(s, p, format, rows),
           .prepare = [=](ExecContext& ctx) {
-            return BenchRun{.run = GroupedRun(s, p, loads, format, ctx), .reference = DenseRun(p, rows, format, ctx)};
+            BenchRun bench;
+            bench.run = GroupedRun(s, p, loads, format, ctx);
+            bench.reference = DenseRun(p, rows, format, ctx);
+            return bench;
           }};
 }
 
@@ -131,8 +134,10 @@ BenchCase Backward(const MoeShape& s, const Part& p, const Part& forward, DType 
           .reference = {.name = "forward"},
           .memory_bytes = MemoryOf(s, p, format, rows) + MemoryOf(s, forward, format, rows),
           .prepare = [=](ExecContext& ctx) {
-            return BenchRun{.run = GroupedRun(s, p, BenchLoads::kBalanced, format, ctx),
-                            .reference = GroupedRun(s, forward, BenchLoads::kBalanced, format, ctx)};
+            BenchRun bench;
+            bench.run = GroupedRun(s, p, BenchLoads::kBalanced, format, ctx);
+            bench.reference = GroupedRun(s, forward, BenchLoads::kBalanced, format, ctx);
+            return bench;
           }};
 }
 
@@ -147,8 +152,10 @@ BenchCase Padded(const MoeShape& s, const Part& p, DType format) {
           .reference = {.name = "grouped, row by row", .work = GemmFlop(rows, p.N, p.K)},
           .memory_bytes = MemoryOf(s, p, format, s.E * bucket) + MemoryOf(s, p, format, rows),
           .prepare = [=](ExecContext& ctx) {
-            return BenchRun{.run = EvenRun(p, s.E, bucket, format, ctx),
-                            .reference = GroupedRun(s, p, BenchLoads::kZipf, format, ctx)};
+            BenchRun bench;
+            bench.run = EvenRun(p, s.E, bucket, format, ctx);
+            bench.reference = GroupedRun(s, p, BenchLoads::kZipf, format, ctx);
+            return bench;
           }};
 }
 
@@ -215,7 +222,10 @@ BenchCase BlockSparse(const MoeShape& s, Six which, const char* name, const Part
           .reference = {.name = "dense"},
           .memory_bytes = 2 * MemoryOf(s, p, format, rows),
           .prepare = [=](ExecContext& ctx) {
-            return BenchRun{.run = SparseRun(s, p, which, format, ctx), .reference = DenseRun(p, rows, format, ctx)};
+            BenchRun bench;
+            bench.run = SparseRun(s, p, which, format, ctx);
+            bench.reference = DenseRun(p, rows, format, ctx);
+            return bench;
           }};
 }
 

@@ -40,7 +40,7 @@ AlignedBytes GiveStorage(PackedParameter& parameter, bool training, uint64_t see
 
 std::shared_ptr<BenchLayer> MakeLayer(const MoeShape& s, DType format, Executor executor, bool training, uint64_t seed,
                                       ExecContext& ctx) {
-  const auto out = std::make_shared<BenchLayer>();
+  auto out = std::make_shared<BenchLayer>();
   MoeConfig& config = out->layer.config;
   config = {.router = {.num_experts = s.E, .top_k = s.k, .normalize = s.k > 1}, .expert_width = s.F, .executor = executor};
   MoeWeights& w = out->layer.weights;
@@ -87,7 +87,7 @@ void Check(const Status& status) {
 }
 
 std::shared_ptr<Work> MakeWork(const MoeShape& s, DType format, Executor executor, bool training, ExecContext& ctx) {
-  const auto w = std::make_shared<Work>();
+  auto w = std::make_shared<Work>();
   w->owner = MakeLayer(s, format, executor, training, 1, ctx);
   w->x = w->operands.Matrix(s.T, s.D, ctx);
   w->y = w->operands.Zeros(s.T, s.D);

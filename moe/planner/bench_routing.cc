@@ -1,6 +1,7 @@
 #include "moe/planner/bench_routing.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "moe/base/check.h"
@@ -30,7 +31,7 @@ std::vector<int64_t> ExpertLoads(const MoeShape& s, BenchLoads kind) {
   for (int64_t e = 0; e < s.E; ++e) weight_left += weight(e);
   for (int64_t e = 0; e < s.E; ++e) {  // what the cap T cuts off goes to those behind
     const int64_t behind = s.E - 1 - e;
-    const auto share = static_cast<int64_t>(static_cast<double>(rows) * weight(e) / weight_left + 0.5);
+    const auto share = int64_t{std::llround(static_cast<double>(rows) * weight(e) / weight_left)};
     loads[static_cast<size_t>(e)] = std::clamp(share, std::max<int64_t>(0, rows - behind * s.T), std::min(s.T, rows));
     rows -= loads[static_cast<size_t>(e)];
     weight_left -= weight(e);

@@ -17,7 +17,7 @@ enum class BenchLoads : uint8_t {
 std::string_view Name(BenchLoads loads);
 
 // Rows of each expert, summing to T k, each at most T. Which expert is how busy is a function of the shape alone.
-std::vector<int64_t> ExpertLoads(const MoeShape& shape, BenchLoads loads);
+std::vector<int64_t> ExpertLoads(const MoeShape& s, BenchLoads kind);
 
 // A routing of these loads, every token with k different experts, tokens of an expert spread over all; and its plan. Spans live
 // in this.
@@ -28,6 +28,6 @@ struct BenchRouting {
   Routing routing;
   DispatchPlan plan;
 };
-std::shared_ptr<const BenchRouting> MakeBenchRouting(const MoeShape& shape, BenchLoads loads, ExecContext& ctx);
+std::shared_ptr<const BenchRouting> MakeBenchRouting(const MoeShape& s, BenchLoads kind, ExecContext& ctx);
 
 }  // namespace moe

@@ -79,7 +79,10 @@ BenchCase CaseOf(const GemmShape& s, int64_t block, const Kind& kind, DType form
           .reference = {.name = "dense"},
           .memory_bytes = dense.memory_bytes + 4 * (s.M * s.N / 2 + (s.M + s.N) * s.K),
           .prepare = [=, product = kind.product](ExecContext& ctx) {
-            return BenchRun{.run = RunOf(s, block, product, format, ctx), .reference = dense.prepare(ctx).run};
+            BenchRun bench;
+            bench.run = RunOf(s, block, product, format, ctx);
+            bench.reference = dense.prepare(ctx).run;
+            return bench;
           }};
 }
 

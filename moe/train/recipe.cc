@@ -210,7 +210,7 @@ std::string RecipeNamed(const std::string& name) {
   for (const char* folder : {"", "recipes/"}) {
     for (const char* ending : {"", ".toml"}) {
       std::error_code ignored;
-      const std::string path = folder + name + ending;
+      std::string path = folder + name + ending;
       if (fs::is_regular_file(path, ignored)) return path;
     }
   }
