@@ -16,11 +16,17 @@
 #include "moe/base/thread_pool.h"
 #include "moe/tensor/tensor.h"
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_ADDRESS__)
 #define MOE_SANITIZED 1
+#elif defined(__SANITIZE_THREAD__)
+#define MOE_SANITIZED 1
+#define MOE_HIDES_ALIGNED 1  // the thread sanitizer's hook does not hear of aligned_alloc
 #elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#if __has_feature(address_sanitizer)
 #define MOE_SANITIZED 1
+#elif __has_feature(thread_sanitizer)
+#define MOE_SANITIZED 1
+#define MOE_HIDES_ALIGNED 1
 #endif
 #endif
 
@@ -94,7 +100,9 @@ TEST(Counting, SeesEveryWayToMemory) {
   EXPECT_EQ(AllocationsIn([] { Look(std::make_unique<int>(1).get()); }), 1);
   EXPECT_EQ(AllocationsIn([] { Look(std::vector<float>(1000).data()); }), 1);
   EXPECT_EQ(AllocationsIn([] { Look(std::string(100, 'x').data()); }), 1);
+#ifndef MOE_HIDES_ALIGNED
   EXPECT_EQ(AllocationsIn([] { Look(AllocateAligned(5000000).get()); }), 1);
+#endif
   EXPECT_GE(AllocationsIn([] { Look(Tensor({3, 5}).data()); }), 1);
   EXPECT_EQ(AllocationsIn([] {
               const std::array<char, 64> large{};
