@@ -86,7 +86,10 @@ def main(arguments, script, doc, draw):
     except KeyError as error:
         print(f"{script}: [{arguments[0]}] got no {error}, expected it; {script} --help says what writes it", file=sys.stderr)
         return 1
-    except (OSError, ValueError, TypeError) as error:
+    except OSError as error:
+        print(f"{script}: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, TypeError) as error:
         print(f"{script}: [{arguments[0]}] {error}, expected the JSON that {script} --help names", file=sys.stderr)
         return 1
     return 0

@@ -8,15 +8,6 @@ namespace {
 constexpr int64_t kChunk = 32;  // tokens
 constexpr int64_t kMostTerms = 16;
 
-// What a token adds up at once.
-struct Terms {
-  int64_t count = 0;
-  float gate[kMostTerms];
-  const void* row[kMostTerms];
-
-  void Add(float g, const void* r) { gate[count] = g, row[count] = r, ++count; }
-};
-
 template <class F>
 void ForEachToken(const Routing& routing, ExecContext& ctx, F&& fn) {
   const int64_t T = static_cast<int64_t>(routing.slot_begin.size()) - 1;
@@ -33,25 +24,28 @@ void ForEachToken(const Routing& routing, ExecContext& ctx, F&& fn) {
 void Combine(const Routing& routing, std::span<const int32_t> slot_row, std::span<const float> gate, ConstAnyMat rows,
              MatView<const float> base, std::span<const int32_t> base_row, MatView<float> y, ExecContext& ctx) {
   const int64_t D = y.cols;
-  const bool bf16 = rows.dtype == DType::kBf16;
   MOE_CHECK(y.rows + 1 == static_cast<int64_t>(routing.slot_begin.size()), "y has {} rows", y.rows);
   MOE_CHECK(slot_row.size() == routing.expert.size(), "{} rows for {} slots", slot_row.size(), routing.expert.size());
-  ForEachToken(routing, ctx, [&](int64_t t, size_t begin, size_t end, int) {
-    const int64_t from = base.empty() ? -1 : base_row.empty() ? t : base_row[static_cast<size_t>(t)];
-    const float* sum = from >= 0 ? base.row(from) : nullptr;
-    do {
-      Terms terms;
-      for (; begin < end && terms.count < kMostTerms; ++begin) {
-        if (slot_row[begin] >= 0) terms.Add(gate.empty() ? 1.0f : gate[begin], rows.row(slot_row[begin]));
-      }
-      if (bf16) {
-        ctx.kernels.combine_bf16(terms.count, terms.gate, reinterpret_cast<const Bf16* const*>(terms.row), sum, D, y.row(t));
-      } else {
-        ctx.kernels.combine_f32(terms.count, terms.gate, reinterpret_cast<const float* const*>(terms.row), sum, D, y.row(t));
-      }
-      sum = y.row(t);
-    } while (begin < end);
-  });
+  const auto combine = [&]<class T>(const T*, auto kernel) {
+    ForEachToken(routing, ctx, [&](int64_t t, size_t begin, size_t end, int) {
+      const int64_t from = base.empty() ? -1 : base_row.empty() ? t : base_row[static_cast<size_t>(t)];
+      const float* sum = from >= 0 ? base.row(from) : nullptr;
+      do {  // kMostTerms at a time
+        int64_t count = 0;
+        float weight[kMostTerms];
+        const T* row[kMostTerms];
+        for (; begin < end && count < kMostTerms; ++begin) {
+          if (slot_row[begin] < 0) continue;
+          weight[count] = gate.empty() ? 1.0f : gate[begin];
+          row[count++] = static_cast<const T*>(rows.row(slot_row[begin]));
+        }
+        kernel(count, weight, row, sum, D, y.row(t));
+        sum = y.row(t);
+      } while (begin < end);
+    });
+  };
+  if (rows.dtype == DType::kBf16) return combine(static_cast<const Bf16*>(nullptr), ctx.kernels.combine_bf16);
+  combine(static_cast<const float*>(nullptr), ctx.kernels.combine_f32);
 }
 
 void CombineBackward(const Routing& routing, std::span<const int32_t> slot_row, ConstAnyMat rows, MatView<const float> d_y,

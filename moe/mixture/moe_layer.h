@@ -49,7 +49,7 @@ MoeWeights AddMoeWeights(const MoeConfig& config, int64_t D, const std::string& 
 void Repack(MoeWeights& weights, bool with_transposed, ExecContext& ctx);
 
 // What backward reads; all of it in the step's arena. Backward changes none of it. What the experts' products write is of the
-// weights' format: half the memory, and half the time to read it again, where that is bf16.
+// weights' format: in bf16 half the memory, and half the time to read it again.
 struct MoeSaved {
   Routing routing;
   DispatchPlan plan;

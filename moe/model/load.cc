@@ -150,11 +150,11 @@ Result<std::unique_ptr<Model>> LoadModel(const std::string& folder, const LoadOp
 }
 
 Result<ModelConfig> LoadModelConfig(const std::string& path_or_preset) {
-  if (path_or_preset.ends_with(".toml")) {
-    return Err(path_or_preset, "got a recipe, expected a model; `moe train {}` makes one of it", path_or_preset);
-  }
   std::error_code ignored;
   if (std::filesystem::is_directory(path_or_preset, ignored)) return LoadConfigOf(path_or_preset);
+  if (path_or_preset.ends_with(".toml") && std::filesystem::exists(path_or_preset, ignored)) {
+    return Err(path_or_preset, "got a recipe, expected a model; `moe train {}` makes one of it", path_or_preset);
+  }
   if (std::filesystem::exists(path_or_preset, ignored)) return LoadConfigFile(path_or_preset);
   const bool looks_like_path = path_or_preset.find('/') != std::string::npos || path_or_preset.ends_with(".json");
   if (looks_like_path) return Err(path_or_preset, "there is no such file or folder");

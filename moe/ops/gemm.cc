@@ -153,8 +153,8 @@ void RunItem(const GemmProblem& p, const WorkItem& item, int64_t tiles, const st
 
 // Can c be written past the caches, in whole lines?
 bool CanStream(const GemmProblem& p) {
-  return p.epilogue == Epilogue::kStore && (p.bias.empty() || p.c.dtype == DType::kBf16) &&
-         reinterpret_cast<uintptr_t>(p.c.data) % kAlignment == 0 && p.c.stride * SizeOf(p.c.dtype) % kAlignment == 0;
+  return p.epilogue == Epilogue::kStore && p.bias.empty() && reinterpret_cast<uintptr_t>(p.c.data) % kAlignment == 0 &&
+         p.c.stride * SizeOf(p.c.dtype) % kAlignment == 0;
 }
 
 void CheckProblem(const GemmProblem& p) {

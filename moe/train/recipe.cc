@@ -281,7 +281,7 @@ Result<Recipe> ParseRecipe(std::string_view text, const std::string& where, cons
     const toml::value<std::string> value(overrides.dtype);
     MOE_TRY(Reader::Read(Given{&value, "--dtype", true}, recipe.train.dtype, kDTypeChoices));
   }
-  RecipeKeys keys{.written = {}, .flagged = flagged, .where = where};
+  RecipeKeys keys{.written = {}, .flagged = flagged, .where = where, .no_experts = no_experts};
   for (const auto& [key, value] : given) keys.written[key] = {value.where, Shown(*value.node)};
   MOE_TRY(CheckRecipe(keys, recipe));
   return recipe;

@@ -52,7 +52,7 @@ Status RefuseIdleKeys(const Recipe& recipe, const KeyErrors& wrong) {
 Status Resolve(Recipe& recipe, const KeyErrors& wrong) {
   ModelRecipe& m = recipe.model;
   TrainRecipe& t = recipe.train;
-  if (const auto it = wrong.keys.written.find("model.experts"); it != wrong.keys.written.end() && it->second.shown == "0") {
+  if (wrong.keys.no_experts) {
     return wrong({"model.experts"},
                  "got 0, expected 1 or more; a model without experts is model.ffn = \"dense\" with "
                  "model.ffn_width");

@@ -17,6 +17,7 @@ struct RecipeKeys {
   std::map<std::string, WrittenKey> written;
   std::set<std::string> flagged;  // keys that flags gave or took away
   std::string where;              // the recipe
+  bool no_experts = false;        // model.experts was given as 0
 };
 
 // Refuses keys without a meaning beside the others, fills in defaults that depend on other keys, then checks what ranges alone

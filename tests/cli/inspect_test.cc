@@ -93,7 +93,7 @@ TEST_F(Inspect, BadInput) {
   };
   one_line(RunMoe({"inspect", "--model", dir_ / "missing"}), 1);
   one_line(RunMoe({"inspect", "--model", "no-such-preset"}), 2);
-  const RunResult recipe = RunMoe({"inspect", "--model", "recipes/demo.toml"});
+  const RunResult recipe = RunMoe({"inspect", "--model", std::string(MOE_SOURCE_DIR) + "/recipes/demo.toml"});
   one_line(recipe, 1);
   EXPECT_NE(recipe.err.find("got a recipe, expected a model"), std::string::npos) << recipe.err;
   WriteFile(dir_ / "config.json", "{\"model_type\": ");

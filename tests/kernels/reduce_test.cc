@@ -88,6 +88,29 @@ TEST(Combine, AddsGatedRowsInOrder) {
   }
 }
 
+// Upon the base, first to last: large values that cancel tell any other order.
+TEST(Combine, TheOrderIsTheSlots) {
+  for (const KernelTable* table : SupportedKernelTables()) {
+    for (const int64_t n : {1, 5, 64, 200}) {
+      const auto size = static_cast<size_t>(n);
+      const auto filled = [&](float value) { return Halves(std::vector<float>(size, value)); };
+      const std::vector<Halves> values = {filled(0x1p30f), filled(1), filled(-0x1p30f), filled(3)};
+      std::vector<const float*> in_f32;
+      std::vector<const Bf16*> in_bf16;
+      for (const Halves& row : values) in_f32.push_back(row.f32.data()), in_bf16.push_back(row.bf16.data());
+      const std::vector<float> gate(4, 1.0f), base(size, 5.0f);
+      const std::vector<float> want(size, 3.0f);  // 5 and 1 vanish beside 2^30, 3 does not
+      std::vector<float> y(size), in_place = base, of_half = base;
+      table->combine_f32(4, gate.data(), in_f32.data(), base.data(), n, y.data());
+      table->combine_f32(4, gate.data(), in_f32.data(), in_place.data(), n, in_place.data());
+      table->combine_bf16(4, gate.data(), in_bf16.data(), of_half.data(), n, of_half.data());
+      EXPECT_EQ(y, want);
+      EXPECT_EQ(in_place, want);
+      EXPECT_EQ(of_half, want);
+    }
+  }
+}
+
 TEST(Reduce, MaxFindsItsValueAtEveryPlace) {
   for (const KernelTable* table : SupportedKernelTables()) {
     for (const int64_t n : {1, 15, 16, 17, 40}) {

@@ -36,7 +36,7 @@ std::vector<Case> Cases() {
   {
     Case& c = add("many_experts_of_a_token");  // more than combine adds up at once
     c.options.config.router.num_experts = 40, c.options.config.router.top_k = 35;
-    c.options.config.num_shared_experts = 1, c.T = 5;
+    c.options.config.num_shared_experts = 1, c.T = 5, c.options.D = 70, c.options.config.router.capacity_factor = 0.8;
   }
   {
     Case& c = add("shared");

@@ -111,6 +111,30 @@ TEST(BlockSparse, DenseFromSparseIntoBf16IsRoundedOnceOrRefused) {
   }
 }
 
+// Used rows without a block become 0, and nothing beside them.
+TEST(BlockSparse, DenseFromSparseIntoBf16ClearsRowsWithoutBlocks) {
+  Rng rng(6);
+  TestContext t(2);
+  const Blocks blocks(32, 3, 2, {true, true, false, false, true, true}, {}, t.ctx);
+  constexpr int64_t N = 70, stride = 80;
+  const Values s(blocks, 1, rng);
+  const Segments w(1, N, 64, DType::kBf16, rng, t.ctx);
+  std::vector<Bf16> got(96 * stride, Bf16{0x7fc1});
+  DenseFromSparse(s.matrix, w.packed, MatView<Bf16>(got.data(), 96, N, stride), t.ctx);
+  for (int64_t r = 0; r < 96; ++r) {
+    for (int64_t n = 0; n < stride; ++n) {
+      const Bf16 x = got[static_cast<size_t>(r * stride + n)];
+      if (n >= N) {
+        ASSERT_EQ(x.bits, 0x7fc1) << r << " " << n;
+      } else if (r / 32 == 1) {
+        ASSERT_EQ(x.bits, 0) << r << " " << n;
+      } else {
+        ASSERT_TRUE(std::isfinite(ToFloat(x))) << r << " " << n;
+      }
+    }
+  }
+}
+
 TEST(BlockSparse, IsTheSameForAnyNumberOfThreads) {
   for (const KernelTable* table : SupportedKernelTables()) {
     for (const DType format : {DType::kF32, DType::kBf16}) {

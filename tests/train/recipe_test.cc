@@ -153,6 +153,9 @@ TEST(Recipe, EveryErrorIsOneLineThatNamesFileAndKey) {
        {"model.experts=0"},
        "[--set model.experts] got 0, expected 1 or more; a model without experts is model.ffn = \"dense\" with "
        "model.ffn_width"},
+      {"model", "", {"model.experts=0x0"}, "[--set model.experts] got 0, expected 1 or more"},
+      {"model", "", {"model.experts=0.0"}, "[--set model.experts] got 0, expected 1 or more"},
+      {"model", "", {"model.experts=false"}, "[--set model.experts] got 0, expected 1 or more"},
       {"model", "", {"model.experts=-1"}, "[--set model.experts] got -1, expected a whole number in 1..65536"},
       {"model",
        "",
