@@ -19,7 +19,7 @@ int main() {
   // 8 SwiGLU experts of width 32 over tokens of width 16; each token goes to 2 of them, each expert takes at most
   // ceil(1.0 * 64 * 2 / 8) = 16 tokens.
   const int64_t T = 64, D = 16;
-  const MoeConfig config{.router = {.num_experts = 8, .top_k = 2, .capacity_factor = 1.0}, .expert_width = 32};
+  const MoeConfig config{.router = {.num_experts = 8, .top_k = 2, .capacity = {.factor = 1.0}}, .expert_width = 32};
   if (const Status valid = Validate(config, "example"); !valid) {
     return std::fprintf(stderr, "%s\n", valid.error().Message().c_str()), 1;
   }

@@ -27,7 +27,7 @@ inline std::vector<HfCase> HfCases() {
   add("mixtral", "mixtral", TinyMoe(), [](ModelConfig& c) { c.bos_id = 0, c.eos_id = 40; });
   add("mixtral with a head", "mixtral", TinyMoe(), [&](ModelConfig& c) {
     c.tie_embeddings = false, c.head_width = 10, c.rope_theta = 5e5, c.norm_epsilon = 1e-6f;
-    each_moe(c, [](MoeConfig& m) { m.router.capacity_factor = 1.25, m.router.balance_loss = 0.125, m.router.z_loss = 0.5; });
+    each_moe(c, [](MoeConfig& m) { m.router.capacity.factor = 1.25, m.router.balance_loss = 0.125, m.router.z_loss = 0.5; });
   });
   add("olmoe", "olmoe", TinyMoe(), [&](ModelConfig& c) {
     c.qk_norm = QkNorm::kWhole;
@@ -55,7 +55,7 @@ inline std::vector<HfCase> HfCases() {
     MoeConfig &a = c.layers[0].moe, &b = c.layers[1].moe;
     a.router.score = RouterScore::kTopKSoftmax, a.num_shared_experts = 1;
     b.router.num_experts = 3, b.router.top_k = 1, b.router.normalize = false, b.expert_width = 32;
-    b.num_shared_experts = 2, b.shared_expert_width = 16, b.router.capacity_factor = 2, b.router.z_loss = 0;
+    b.num_shared_experts = 2, b.shared_expert_width = 16, b.router.capacity.factor = 2, b.router.z_loss = 0;
   });
   return cases;
 }

@@ -11,6 +11,7 @@
 #include "moe/files/json.h"
 #include "moe/infer/generate.h"
 #include "moe/model/hf_config.h"
+#include "moe/model/hf_router.h"
 #include "moe/model/load.h"
 
 namespace moe {
@@ -85,13 +86,14 @@ nlohmann::json LayerJson(const LayerSpec& layer) {
 }
 
 nlohmann::json RoutingJson(const RouterConfig& router) {
-  return {{"score", std::string(Name(router.score))},
+  return {{"score", std::string(NameIn(kRouterScores, router.score))},
           {"top_k", router.top_k},
           {"normalize", router.normalize},
-          {"capacity_factor", router.capacity_factor},
-          {"dropless", router.capacity_factor == 0},
+          {"capacity_factor", router.capacity.factor},
+          {"dropless", router.capacity.factor == 0},
           {"balance_loss", router.balance_loss},
-          {"z_loss", router.z_loss}};
+          {"z_loss", router.z_loss},
+          {"policy", RouterJson(router, PlainRouter(router.num_experts, router.top_k, true))}};
 }
 
 nlohmann::json MemoryJson(const std::vector<MemoryNeed>& needs) {
@@ -157,12 +159,36 @@ std::string LayerText(const LayerSpec& layer) {
 }
 
 std::string RoutingText(const RouterConfig& router) {
-  std::string text = router.score == RouterScore::kSoftmax
-                         ? fmt::format("softmax over {} experts, the {} largest", router.num_experts, router.top_k)
-                         : fmt::format("the {} largest of {} logits, softmax over those", router.top_k, router.num_experts);
-  if (router.score == RouterScore::kSoftmax) text += router.normalize ? ", renormalised" : ", not renormalised";
-  return text +
-         (router.capacity_factor > 0 ? fmt::format("; capacity factor {} in training", router.capacity_factor) : "; dropless");
+  const std::string_view score = NameIn(kRouterScores, router.score);
+  std::string text;
+  switch (router.score) {
+    case RouterScore::kSoftmax:
+      text = fmt::format("softmax over {} experts, the {} largest", router.num_experts, router.top_k);
+      break;
+    case RouterScore::kTopKSoftmax:
+      text = fmt::format("the {} largest of {} logits, softmax over those", router.top_k, router.num_experts);
+      break;
+    case RouterScore::kRelu:
+      text = fmt::format("relu of {} logits, all above 0", router.num_experts);
+      break;
+    case RouterScore::kSigmoid:
+    case RouterScore::kSqrtSoftplus:
+    case RouterScore::kSparsemixer:
+      text = fmt::format("{} of {} logits, the {} largest", score, router.num_experts, router.top_k);
+  }
+  if (router.score != RouterScore::kTopKSoftmax && router.score != RouterScore::kSparsemixer) {
+    text += router.normalize ? ", renormalised" : ", not renormalised";
+  }
+  text += router.capacity.factor > 0 ? fmt::format("; capacity factor {} in training", router.capacity.factor) : "; dropless";
+  // Whatever else the policy says, by the names of recipes.
+  RouterConfig said = PlainRouter(router.num_experts, router.top_k, router.normalize);
+  said.score = router.score, said.capacity.factor = router.capacity.factor;
+  said.balance_loss = router.balance_loss, said.z_loss = router.z_loss;
+  const nlohmann::ordered_json rest = RouterJson(router, said);
+  for (const auto& [key, value] : rest.items()) {
+    text += fmt::format("; {} {}", key, value.is_string() ? value.get<std::string>() : value.dump());
+  }
+  return text;
 }
 
 // Consecutive layers that are alike on one line.

@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "moe/base/printable.h"
 #include "moe/base/result.h"
 
 namespace moe {
@@ -13,8 +14,5 @@ namespace moe {
 // errors.
 Result<nlohmann::json> ParseJson(std::string_view text, const std::string& where);
 Result<nlohmann::json> LoadJson(const std::string& path);
-
-// A name from a file, safe inside a one-line message: control characters escaped, shortened if long.
-std::string Printable(std::string_view name);
 
 }  // namespace moe

@@ -1,7 +1,6 @@
 #include "moe/mixture/dispatch_plan.h"
 
 #include <algorithm>
-#include <cmath>
 
 namespace moe {
 namespace {
@@ -10,18 +9,11 @@ constexpr int64_t kChunk = 512;  // tokens counted and placed together
 
 }  // namespace
 
-int64_t ExpertCapacity(double capacity_factor, int64_t tokens, int64_t top_k, int64_t experts) {
-  const double rows = capacity_factor * static_cast<double>(tokens) * static_cast<double>(top_k) / static_cast<double>(experts);
-  // 1.1 * 10 is a little more than 11: what is whole but for rounding is not rounded up.
-  const double whole = std::ceil(rows * (1 - 1e-12));
-  return std::max<int64_t>(1, whole < 9e18 ? static_cast<int64_t>(whole) : INT64_MAX);
-}
-
-DispatchPlan BuildDispatchPlan(const Routing& routing, int64_t num_experts, int64_t capacity, ExecContext& ctx) {
+DispatchPlan BuildDispatchPlan(const Routing& routing, int64_t num_experts, std::span<const uint8_t> kept, ExecContext& ctx) {
   const int64_t T = static_cast<int64_t>(routing.slot_begin.size()) - 1, S = static_cast<int64_t>(routing.expert.size());
   const int64_t E = num_experts, num_chunks = (T + kChunk - 1) / kChunk;
-  MOE_CHECK(capacity >= 0 || capacity == kNoCapacity, "capacity {}", capacity);
-  const int64_t limit = capacity == kNoCapacity ? S : std::min(capacity, S);
+  MOE_CHECK(kept.empty() || static_cast<int64_t>(kept.size()) == S, "kept for {} of {} slots", kept.size(), S);
+  const auto is_kept = [&](int32_t s) { return kept.empty() || kept[static_cast<size_t>(s)] != 0; };
   const auto expert_begin = ctx.arena.Alloc<int32_t>(E + 1);
   const auto row_slot = ctx.arena.Alloc<int32_t>(S);
   const auto row_token = ctx.arena.Alloc<int32_t>(S);
@@ -36,7 +28,7 @@ DispatchPlan BuildDispatchPlan(const Routing& routing, int64_t num_experts, int6
   ctx.pool.ParallelFor(num_chunks, [&](int64_t chunk, int) {
     int32_t* count = next.data() + chunk * E;
     const auto [begin, end] = slots_of(chunk);
-    for (int32_t s = begin; s < end; ++s) ++count[routing.expert[static_cast<size_t>(s)]];
+    for (int32_t s = begin; s < end; ++s) count[routing.expert[static_cast<size_t>(s)]] += is_kept(s) ? 1 : 0;
   });
   expert_begin[0] = 0;
   for (int64_t e = 0; e < E; ++e) {
@@ -47,19 +39,18 @@ DispatchPlan BuildDispatchPlan(const Routing& routing, int64_t num_experts, int6
       entry = position;
       position += count;
     }
-    expert_begin[static_cast<size_t>(e) + 1] =
-        expert_begin[static_cast<size_t>(e)] + static_cast<int32_t>(std::min<int64_t>(position, limit));
+    expert_begin[static_cast<size_t>(e) + 1] = expert_begin[static_cast<size_t>(e)] + position;
   }
   ctx.pool.ParallelFor(num_chunks, [&](int64_t chunk, int) {
     int32_t* position = next.data() + chunk * E;
     for (int64_t t = chunk * kChunk; t < std::min(T, (chunk + 1) * kChunk); ++t) {
       for (int32_t s = routing.slot_begin[static_cast<size_t>(t)]; s < routing.slot_begin[static_cast<size_t>(t) + 1]; ++s) {
-        const int32_t e = routing.expert[static_cast<size_t>(s)], at = position[e]++;
-        if (at >= limit) {
+        if (!is_kept(s)) {
           slot_row[static_cast<size_t>(s)] = -1;
           continue;
         }
-        const int32_t row = expert_begin[static_cast<size_t>(e)] + at;
+        const int32_t e = routing.expert[static_cast<size_t>(s)];
+        const int32_t row = expert_begin[static_cast<size_t>(e)] + position[e]++;
         slot_row[static_cast<size_t>(s)] = row;
         row_slot[static_cast<size_t>(row)] = s;
         row_token[static_cast<size_t>(row)] = static_cast<int32_t>(t);

@@ -8,13 +8,9 @@
 
 namespace moe {
 
-// Rows one expert may take: ceil(capacity_factor * tokens * top_k / experts), at least 1. (GShard; k-general)
-int64_t ExpertCapacity(double capacity_factor, int64_t tokens, int64_t top_k, int64_t experts);
-inline constexpr int64_t kNoCapacity = -1;  // dropless
-
 // Where each slot's row sits once rows are ordered by expert. R rows kept (R = S when dropless). A stable counting sort: rows
-// of one expert keep slot order, so the first slots stay when a bucket overflows, and results do not depend on the number of
-// threads. Immutable; one per layer per step; forward, backward and metrics read it.
+// of one expert keep slot order, so results do not depend on the number of threads. Immutable; one per layer per step; forward,
+// backward and metrics read it.
 struct DispatchPlan {
   std::span<const int32_t> expert_begin;  // [E+1] rows of expert e: [e], up to [e+1]
   std::span<const int32_t> row_slot;      // [R]   row -> slot
@@ -27,7 +23,7 @@ struct DispatchPlan {
   int64_t rows_of(int64_t e) const { return expert_begin[static_cast<size_t>(e) + 1] - expert_begin[static_cast<size_t>(e)]; }
 };
 
-// capacity: rows per expert, or kNoCapacity; 0 drops everything.
-DispatchPlan BuildDispatchPlan(const Routing& routing, int64_t num_experts, int64_t capacity, ExecContext& ctx);
+// kept [S]: 0 for slots without a row; empty: all have one.
+DispatchPlan BuildDispatchPlan(const Routing& routing, int64_t num_experts, std::span<const uint8_t> kept, ExecContext& ctx);
 
 }  // namespace moe

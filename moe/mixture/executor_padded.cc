@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "moe/mixture/capacity.h"
 #include "moe/mixture/executor.h"
 #include "moe/ops/chunks.h"
 #include "moe/ops/elementwise.h"

@@ -2,8 +2,11 @@
 
 #include <algorithm>
 
+#include "moe/base/rng.h"
+#include "moe/mixture/capacity.h"
 #include "moe/mixture/combine.h"
 #include "moe/mixture/experts.h"
+#include "moe/ops/chunks.h"
 #include "moe/ops/elementwise.h"
 
 namespace moe {
@@ -13,6 +16,26 @@ constexpr int64_t kWidthMultiple = 16;  // gates and ups are interleaved in grou
 
 MatView<float> AllocMat(int64_t rows, int64_t cols, ExecContext& ctx) {
   return AllocMat(rows, cols, DType::kF32, ctx).as<float>();
+}
+
+void CopyRows(MatView<const float> from, MatView<float> to, ExecContext& ctx) {
+  ForEachChunk(from.rows, RowsPerChunk(from.cols), ctx, [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) std::copy_n(from.row(t), from.cols, to.row(t));
+  });
+}
+
+// x [T,D] times U(1 - noise_scale, 1 + noise_scale), element by element; a function of key, row and column.
+void Jitter(const RouterConfig& config, uint64_t key, MatView<float> x, ExecContext& ctx) {
+  ForEachChunk(x.rows, RowsPerChunk(x.cols), ctx, [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) {
+      Rng rng(key, static_cast<uint64_t>(t));
+      for (float& v : x.row_span(t)) v *= static_cast<float>(1 + config.noise_scale * (2 * rng.Uniform() - 1));
+    }
+  });
+}
+
+std::span<const float> ValuesOf(const Parameter* vector) {
+  return vector == nullptr ? std::span<const float>() : vector->value.span();
 }
 
 }  // namespace
@@ -41,6 +64,8 @@ MoeWeights AddMoeWeights(const MoeConfig& config, int64_t D, const std::string& 
   MoeWeights w;
   w.router = &store.Add(prefix + "router", {E, D}, /*decay=*/true);
   w.router_packed = PackedParameter(w.router, DType::kF32);
+  if (config.router.bias) w.router_bias = &store.Add(prefix + "router_bias", {E}, /*decay=*/false);
+  if (config.router.selects_by_bias()) w.selection_bias = &store.Add(prefix + "selection_bias", {E}, /*decay=*/false);
   w.gate_up = PackedParameter(&store.Add(prefix + "experts.gate_up", {E, 2 * F, D}, true, E), format);
   w.down = PackedParameter(&store.Add(prefix + "experts.down", {E, D, F}, true, E), format);
   if (Fs > 0) {
@@ -60,20 +85,41 @@ void Repack(MoeWeights& weights, bool with_transposed, ExecContext& ctx) {
 namespace {
 
 // Forward with everything in `saved`; what only backward needs is made when training.
-Status Run(const MoeLayer& layer, MatView<const float> x, std::span<const uint8_t> valid_flags, MatView<float> y, bool training,
+Status Run(const MoeLayer& layer, MatView<const float> x, const LayerTokens& tokens, MatView<float> y, bool training,
            MoeSaved& saved, ExecContext& ctx) {
   const MoeConfig& config = layer.config;
   const RouterConfig& rc = config.router;
   const int64_t T = x.rows, D = x.cols, E = rc.num_experts, F = config.expert_width, Fs = config.shared_width();
   const MatView<float> logits = AllocMat(T, E, ctx);
-  LinearForward(layer.weights.router_packed, x, logits, Epilogue::kStore, ctx);
+  saved.key = tokens.key;
+  if (training && rc.noise == RouterNoise::kJitter) {
+    saved.router_input = AllocMat(T, D, ctx);
+    CopyRows(x, saved.router_input, ctx);
+    Jitter(rc, tokens.key, saved.router_input, ctx);
+  }
+  Gemm({.a = saved.router_input.empty() ? x : MatView<const float>(saved.router_input),
+        .weight = &layer.weights.router_packed.forward(),
+        .bias = ValuesOf(layer.weights.router_bias),
+        .c = logits},
+       ctx);
   saved.router.probs = logits;  // in their place
-  MOE_TRY(saved.routing, Route(rc, logits, valid_flags, &saved.router, ctx));
-
-  const int64_t capacity = training && rc.capacity_factor > 0
-                               ? ExpertCapacity(rc.capacity_factor, saved.routing.aux.num_tokens, rc.top_k, E)
-                               : kNoCapacity;
-  saved.plan = BuildDispatchPlan(saved.routing, E, capacity, ctx);
+  const RouteInput route{.logits = logits,
+                         .valid = tokens.valid,
+                         .selection_bias = ValuesOf(layer.weights.selection_bias),
+                         .ids = tokens.ids,
+                         .sequence_begin = tokens.sequence_begin,
+                         .tokens_before = tokens.tokens_before,
+                         .training = training,
+                         .key = tokens.key};
+  MOE_TRY(saved.routing, Route(rc, route, &saved.router, ctx));
+  const double in_training = layer.capacity_factor >= 0 ? layer.capacity_factor : rc.capacity.factor;
+  const double factor = training ? in_training : rc.capacity.eval_factor;
+  const int64_t capacity = rc.capacity.scope == CapacityScope::kBatch
+                               ? ExpertCapacity(rc, factor, saved.routing.aux.num_tokens)
+                               : kNoCapacity;  // buckets then follow the most loaded expert
+  saved.plan = BuildDispatchPlan(saved.routing, E,
+                                 KeepWithinCapacity(rc, factor, saved.routing, tokens.sequence_begin, tokens.key, ctx), ctx);
+  NormalizeKept(rc, saved.plan.slot_row, saved.routing, ctx);
   const DType format = layer.weights.gate_up.format();
   const ConstAnyMat input = saved.input = Rounded(x, format, ctx);
   switch (config.executor) {
@@ -108,15 +154,15 @@ Status Run(const MoeLayer& layer, MatView<const float> x, std::span<const uint8_
 
 }  // namespace
 
-Status MoeLayer::Forward(MatView<const float> x, std::span<const uint8_t> valid, MatView<float> y, MoeSaved* saved,
-                         RouterAux* aux, int64_t* num_dropped, ExecContext& ctx) const {
+Status MoeLayer::Forward(MatView<const float> x, const LayerTokens& tokens, MatView<float> y, MoeSaved* saved, RouterAux* aux,
+                         int64_t* num_dropped, ExecContext& ctx) const {
   const int64_t E = config.router.num_experts;
   MOE_CHECK(y.rows == x.rows && y.cols == x.cols, "y [{},{}], expected [{},{}]", y.rows, y.cols, x.rows, x.cols);
   MOE_CHECK(weights.router_packed.N() == E && weights.router_packed.K() == x.cols, "the router is [{},{}], expected [{},{}]",
             weights.router_packed.N(), weights.router_packed.K(), E, x.cols);
   if (saved != nullptr) {
     *saved = {};
-    MOE_TRY(Run(*this, x, valid, y, /*training=*/true, *saved, ctx));
+    MOE_TRY(Run(*this, x, tokens, y, /*training=*/true, *saved, ctx));
     if (aux != nullptr) *aux = saved->routing.aux;
     if (num_dropped != nullptr) *num_dropped = saved->plan.num_dropped;
     return {};
@@ -124,13 +170,13 @@ Status MoeLayer::Forward(MatView<const float> x, std::span<const uint8_t> valid,
   const auto counts = ctx.arena.Alloc<int64_t>(aux != nullptr ? E : 0);  // all that outlives an inference
   Arena::Scope scope(ctx.arena);
   MoeSaved scratch;
-  MOE_TRY(Run(*this, x, valid, y, /*training=*/false, scratch, ctx));
+  MOE_TRY(Run(*this, x, tokens, y, /*training=*/false, scratch, ctx));
   if (aux != nullptr) {
     std::copy_n(scratch.routing.aux.tokens_per_expert.begin(), E, counts.begin());
     *aux = scratch.routing.aux;
     aux->tokens_per_expert = counts;
   }
-  if (num_dropped != nullptr) *num_dropped = 0;
+  if (num_dropped != nullptr) *num_dropped = scratch.plan.num_dropped;
   return {};
 }
 
@@ -152,7 +198,12 @@ void MoeLayer::Backward(MatView<const float> x, const MoeSaved& saved, MatView<c
   if (config.executor == Executor::kPadded) ZeroEmptyRows(saved.plan, layout, d_out, ctx);
 
   const MatView<float> d_logits = AllocMat(T, E, ctx);
-  RouteBackward(config.router, saved.routing, saved.router, d_gate, loss_scale, d_logits, ctx);
+  RouteBackward(config.router, saved.routing, saved.router, saved.plan.slot_row, d_gate, loss_scale, d_logits, ctx);
+
+  if (w.router_bias != nullptr) {
+    float* d_bias = w.router_bias->grad.data();
+    for (int64_t t = 0; t < T; ++t) ctx.kernels.add(d_logits.row(t), E, d_bias);  // padding rows are 0
+  }
 
   // Padding may hold anything, NaN too: no product reads its rows.
   const ValidRows valid = FindValidRows(saved.routing, ctx);
@@ -160,15 +211,26 @@ void MoeLayer::Backward(MatView<const float> x, const MoeSaved& saved, MatView<c
   const ConstAnyMat d_shared_out = shared ? Rounded(OnlyValid(d_y, valid, ctx), format, ctx) : ConstAnyMat();
   const AnyMat d_input = AllocMat(rows, D, format, ctx);
   const MatView<float> d_shared_input = shared ? AllocMat(valid.count, D, ctx) : MatView<float>();
+  const bool jittered = !saved.router_input.empty();
   std::optional<WeightGradProblem> router;
   if (valid.count > 0) {
-    router = {.d_y = OnlyValid(d_logits, valid, ctx), .x = x, .x_rows = valid.rows, .d_w = w.router_packed.grad()};
+    router = {.d_y = OnlyValid(d_logits, valid, ctx),
+              .x = jittered ? MatView<const float>(saved.router_input) : x,
+              .x_rows = valid.rows,
+              .d_w = w.router_packed.grad()};
   }
   RunExpertsBackward(*this, saved.input, valid, saved, d_out, d_shared_out, d_input, d_shared_input, router, ctx);
 
   // d_x: the shared experts' part, the slots' in order, the router's.
   Combine(saved.routing, layout.slot_row, {}, d_input, d_shared_input, saved.token_row, d_x, ctx);
-  Gemm({.a = d_logits, .weight = &w.router_packed.transposed(), .epilogue = Epilogue::kAccumulate, .c = d_x}, ctx);
+  if (!jittered) {
+    Gemm({.a = d_logits, .weight = &w.router_packed.transposed(), .epilogue = Epilogue::kAccumulate, .c = d_x}, ctx);
+    return;
+  }
+  const MatView<float> d_router_input = AllocMat(T, D, ctx);
+  Gemm({.a = d_logits, .weight = &w.router_packed.transposed(), .c = d_router_input}, ctx);
+  Jitter(config.router, saved.key, d_router_input, ctx);  // the same factors
+  Add(d_router_input, d_x, ctx);
 }
 
 }  // namespace moe

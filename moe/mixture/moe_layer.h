@@ -35,18 +35,29 @@ Status Validate(const MoeConfig& config, const std::string& where);
 // Gate and up are one matrix: rows in groups of 16 gates followed by their 16 ups, so that a product's panel holds both.
 // Expert e of a token: down[e] * (silu(gate[e] x) . (up[e] x)). (Shazeer 2020, SwiGLU)
 struct MoeWeights {
-  Parameter* router = nullptr;     // [E,D] always multiplied in float32
-  PackedParameter router_packed;   // its float32 pack
-  PackedParameter gate_up;         // [E,2F,D]
-  PackedParameter down;            // [E,D,F]
-  PackedParameter shared_gate_up;  // [2Fs,D]; unused without shared experts
-  PackedParameter shared_down;     // [D,Fs]
+  Parameter* router = nullptr;          // [E,D] always multiplied in float32
+  Parameter* router_bias = nullptr;     // [E] of the logits; null without
+  Parameter* selection_bias = nullptr;  // [E] see BiasRule; gets no gradient, so that the optimizer leaves it; null without
+  PackedParameter router_packed;        // its float32 pack
+  PackedParameter gate_up;              // [E,2F,D]
+  PackedParameter down;                 // [E,D,F]
+  PackedParameter shared_gate_up;       // [2Fs,D]; unused without shared experts
+  PackedParameter shared_down;          // [D,Fs]
 };
-// Adds "<prefix>router", "<prefix>experts.gate_up", "<prefix>experts.down", "<prefix>shared.gate_up", "<prefix>shared.down" to
-// the store (values 0).
+// Adds "<prefix>router", with a bias "<prefix>router_bias", "<prefix>selection_bias", "<prefix>experts.gate_up",
+// "<prefix>experts.down", "<prefix>shared.gate_up", "<prefix>shared.down" to the store (values 0).
 MoeWeights AddMoeWeights(const MoeConfig& config, int64_t D, const std::string& prefix, DType format, ParameterStore& store);
 // Makes every pack from the masters: after load and after each optimizer step.
 void Repack(MoeWeights& weights, bool with_transposed, ExecContext& ctx);
+
+// What a layer knows of its rows beside their values.
+struct LayerTokens {
+  std::span<const uint8_t> valid = {};           // [T] nonzero: a real token; empty: all are
+  std::span<const int32_t> ids = {};             // [T] for hash routing
+  std::span<const int32_t> sequence_begin = {};  // [sequences+1] first rows, then T; empty: one sequence
+  std::span<const int64_t> tokens_before = {};   // [E] of the optimizer step, for the global loss; empty: none
+  uint64_t key = 0;                              // of what is random in training
+};
 
 // What backward reads; all of it in the step's arena. Backward changes none of it. What the experts' products write is of the
 // weights' format: in bf16 half the memory, and half the time to read it again.
@@ -55,6 +66,8 @@ struct MoeSaved {
   DispatchPlan plan;
   RouterSaved router;
   ConstAnyMat input;             // [T,D] x as the weights read it
+  MatView<float> router_input;   // [T,D] x as the router read it, where that is another: jitter
+  uint64_t key = 0;              // of the tokens
   ExpertLayout layout;           // rows of the next three
   AnyMat gate_up;                // [rows,2F] products before the activation
   AnyMat hidden;                 // [rows,F]  after it, as the weights read it
@@ -67,12 +80,13 @@ struct MoeSaved {
 struct MoeLayer {
   MoeConfig config;
   MoeWeights weights;
+  double capacity_factor = -1;  // of training; -1: the config's, which UpdateCapacityFactor has not moved yet
 
   // y [T,D] is overwritten; the residual is the caller's, so a token that every expert dropped gets 0 (plus the shared experts'
-  // part). valid: see Route; padding rows get y = 0. saved null: inference, dropless. Otherwise it is filled from the step's
-  // arena, and capacity applies. aux (may be null) receives the counts and losses; its spans live in the arena. num_dropped
-  // (may be null) the dropped slots.
-  Status Forward(MatView<const float> x, std::span<const uint8_t> valid, MatView<float> y, MoeSaved* saved, RouterAux* aux,
+  // part). Padding rows get y = 0. saved null: evaluation and inference. Otherwise it is filled from the step's arena, and
+  // noise and the capacity of training apply. aux (may be null) receives the counts and losses; its spans live in the arena.
+  // num_dropped (may be null) the dropped slots.
+  Status Forward(MatView<const float> x, const LayerTokens& tokens, MatView<float> y, MoeSaved* saved, RouterAux* aux,
                  int64_t* num_dropped, ExecContext& ctx) const;
   // Overwrites d_x, adds to the weights' gradients; loss_scale as in RouteBackward.
   void Backward(MatView<const float> x, const MoeSaved& saved, MatView<const float> d_y, float loss_scale, MatView<float> d_x,

@@ -1,9 +1,11 @@
 #include "moe/mixture/routing.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
+
+#include "moe/mixture/route_row.h"
+#include "moe/mixture/router_losses.h"
 
 namespace moe {
 namespace {
@@ -16,48 +18,6 @@ int64_t NumChunks(int64_t T) {
   return (T + kChunk - 1) / kChunk;
 }
 
-bool GatesSumToOne(const RouterConfig& config) {
-  return config.score == RouterScore::kTopKSoftmax || config.normalize;
-}
-
-// A logit and its expert as one integer that orders as wanted: by logit, equal ones (0 and -0 too) by lower expert.
-int64_t KeyOf(float z, int64_t expert) {
-  const auto bits = std::bit_cast<int32_t>(z + 0.0f);  // -0 + 0 is 0
-  const int32_t ordered = bits ^ ((bits >> 31) & INT32_MAX);
-  return (int64_t{ordered} << 32) | (INT32_MAX - expert);
-}
-
-// The k largest of z [E], best first, ties to the lowest index. keys: scratch [KeysSize(E)]. Largest of blocks' largest, k
-// times: no branch depends on the data, which is why it beats inserting into a sorted list by far.
-constexpr int64_t kBlock = 8;
-int64_t KeysSize(int64_t E) {
-  return (E + kBlock - 1) / kBlock * (kBlock + 1);
-}
-void SelectTopK(const float* z, int64_t E, int64_t k, int64_t* keys, int32_t* out) {
-  const int64_t num_blocks = (E + kBlock - 1) / kBlock;
-  int64_t* largest = keys + num_blocks * kBlock;  // [blocks]
-  for (int64_t e = 0; e < E; ++e) keys[e] = KeyOf(z[e], e);
-  for (int64_t e = E; e < num_blocks * kBlock; ++e) keys[e] = INT64_MIN;
-  const auto largest_of = [](const int64_t* from, int64_t n) {
-    int64_t most = from[0];
-    for (int64_t i = 1; i < n; ++i) most = std::max(most, from[i]);
-    return most;
-  };
-  for (int64_t b = 0; b < num_blocks; ++b) largest[b] = largest_of(keys + b * kBlock, kBlock);
-  for (int64_t j = 0; j < k; ++j) {
-    const int64_t expert = INT32_MAX - (largest_of(largest, num_blocks) & INT32_MAX), block = expert / kBlock;
-    out[j] = static_cast<int32_t>(expert);
-    keys[expert] = INT64_MIN;
-    largest[block] = largest_of(keys + block * kBlock, kBlock);
-  }
-}
-
-// Entropies of tokens are rounded to whole units of kEntropyUnit: then their sum is exact, and the same however tokens are
-// grouped into steps (an evaluation must not depend on its batch).
-double WholeUnits(double entropy) {
-  return std::round(entropy / kEntropyUnit) * kEntropyUnit;
-}
-
 // What a chunk of tokens adds to the sums.
 struct Partial {
   std::span<double> prob_sum;  // [E]
@@ -66,177 +26,234 @@ struct Partial {
   int64_t bad_token = kNoToken;
 };
 
-}  // namespace
-
-std::string_view Name(RouterScore score) {
-  return std::ranges::find(kRouterScores, score, [](const auto& named) { return named.second; })->first;
+// Slots of each token: k, or those of the experts above 0; none of a padding row, nor before experts have chosen.
+std::span<int32_t> CountSlots(const RouterConfig& config, const RouteInput& input, ExecContext& ctx) {
+  const int64_t T = input.logits.rows, E = config.num_experts;
+  const auto slot_begin = ctx.arena.Alloc<int32_t>(T + 1);
+  slot_begin[0] = 0;
+  const bool varies = config.score == RouterScore::kRelu, by_experts = config.selection == RouterSelection::kExpertChoice;
+  if (varies) {
+    ctx.pool.ParallelFor(NumChunks(T), [&](int64_t chunk, int) {
+      for (int64_t t = chunk * kChunk; t < std::min(T, (chunk + 1) * kChunk); ++t) {
+        const float* z = input.logits.row(t);
+        slot_begin[static_cast<size_t>(t) + 1] = static_cast<int32_t>(std::count_if(z, z + E, [](float v) { return v > 0; }));
+      }
+    });
+  }
+  for (int64_t t = 0; t < T; ++t) {
+    const bool is_token = input.valid.empty() || input.valid[static_cast<size_t>(t)] != 0;
+    int32_t& end = slot_begin[static_cast<size_t>(t) + 1];
+    end = slot_begin[static_cast<size_t>(t)] + (!is_token || by_experts ? 0
+                                                : varies                ? end
+                                                                        : static_cast<int32_t>(config.top_k));
+  }
+  return slot_begin;
 }
 
-Status Validate(const RouterConfig& config, const std::string& where) {
-  if (config.num_experts < 1 || config.num_experts > INT32_MAX) {
-    return Err(where + ": experts", "got {}, expected at least 1", config.num_experts);
-  }
-  if (config.top_k < 1 || config.top_k > config.num_experts) {
-    return Err(where + ": top_k", "got {}, expected 1..{}, the number of experts", config.top_k, config.num_experts);
-  }
-  if (!std::isfinite(config.capacity_factor) || config.capacity_factor < 0) {
-    return Err(where + ": capacity_factor", "got {}, expected a positive number, or 0 for dropless", config.capacity_factor);
-  }
-  if (!std::isfinite(config.balance_loss) || config.balance_loss < 0) {
-    return Err(where + ": balance_loss", "got {}, expected 0 or a positive number", config.balance_loss);
-  }
-  if (!std::isfinite(config.z_loss) || config.z_loss < 0) {
-    return Err(where + ": z_loss", "got {}, expected 0 or a positive number", config.z_loss);
-  }
-  if (config.top_k == 1 && config.num_experts > 1 && GatesSumToOne(config)) {
-    return Err(where + ": top_k",
-               "got 1 with gates that sum to 1 over the chosen, so that the router would get no gradient, expected the plain "
-               "softmax score without normalize, or top_k >= 2");
-  }
-  return {};
-}
-
-Result<Routing> Route(const RouterConfig& config, MatView<const float> logits, std::span<const uint8_t> valid,
-                      RouterSaved* saved, ExecContext& ctx) {
-  const int64_t T = logits.rows, E = config.num_experts, k = config.top_k;
-  MOE_CHECK(logits.cols == E, "{} logits per token for {} experts", logits.cols, E);
-  MOE_CHECK(valid.empty() || static_cast<int64_t>(valid.size()) == T, "valid for {} of {} tokens", valid.size(), T);
-  MOE_CHECK(T <= INT32_MAX / std::max<int64_t>(k, 1), "{} tokens, top-{}", T, k);
-
+// The slots that experts chose: for each token its experts, best first.
+void SlotsOfExperts(const RowRouter& policy, const RouterSaved& saved, Routing& routing, ExecContext& ctx) {
+  const RouterConfig& config = policy.config;
+  const int64_t T = saved.probs.rows, E = config.num_experts;
+  const MatView<uint8_t> taken{ctx.arena.Alloc<uint8_t>(T * E).data(), T, E};
+  ChooseTokens(config, saved.probs, saved.score_sum, policy.input.valid, taken, ctx);
   const auto slot_begin = ctx.arena.Alloc<int32_t>(T + 1);
   slot_begin[0] = 0;
   for (int64_t t = 0; t < T; ++t) {
-    const bool is_token = valid.empty() || valid[static_cast<size_t>(t)] != 0;
-    slot_begin[static_cast<size_t>(t) + 1] = slot_begin[static_cast<size_t>(t)] + (is_token ? static_cast<int32_t>(k) : 0);
+    const auto count = std::count(taken.row(t), taken.row(t) + E, uint8_t{1});
+    slot_begin[static_cast<size_t>(t) + 1] = slot_begin[static_cast<size_t>(t)] + static_cast<int32_t>(count);
   }
   const int64_t S = slot_begin[static_cast<size_t>(T)];
   const auto expert = ctx.arena.Alloc<int32_t>(S);
-  const auto gate = ctx.arena.Alloc<float>(S);
-  RouterAux aux{.num_tokens = S / k, .tokens_per_expert = ctx.arena.AllocZero<int64_t>(E)};
+  routing.gate = ctx.arena.Alloc<float>(S);
+  for (int64_t t = 0; t < T; ++t) {
+    const auto begin = static_cast<size_t>(slot_begin[static_cast<size_t>(t)]);
+    const auto own = expert.subspan(begin, static_cast<size_t>(slot_begin[static_cast<size_t>(t) + 1]) - begin);
+    size_t next = 0;
+    for (int64_t e = 0; e < E; ++e) {
+      if (taken(t, e) != 0) own[next++] = static_cast<int32_t>(e), ++routing.aux.tokens_per_expert[static_cast<size_t>(e)];
+    }
+    const float* p = saved.probs.row(t);
+    std::ranges::stable_sort(own, [&](int32_t a, int32_t b) { return p[a] > p[b]; });
+    RouteRow row{.gate = routing.gate.data() + begin, .count = static_cast<int64_t>(own.size())};
+    for (size_t j = 0; j < own.size(); ++j) row.gate[j] = p[own[j]] * saved.score_sum[static_cast<size_t>(t)];
+    policy.FinishGates(row);
+  }
+  routing.slot_begin = slot_begin, routing.expert = expert;
+}
+
+void CheckInput(const RouterConfig& config, const RouteInput& input) {
+  const int64_t T = input.logits.rows, E = config.num_experts;
+  const auto rows_of = [](const auto& span) { return static_cast<int64_t>(span.size()); };
+  MOE_CHECK(input.logits.cols == E, "{} logits per token for {} experts", input.logits.cols, E);
+  MOE_CHECK(input.valid.empty() || rows_of(input.valid) == T, "valid for {} of {} tokens", input.valid.size(), T);
+  MOE_CHECK(input.selection_bias.empty() || rows_of(input.selection_bias) == E, "a bias of {} for {}",
+            input.selection_bias.size(), E);
+  MOE_CHECK(input.tokens_before.empty() || rows_of(input.tokens_before) == E, "counts of {} for {}", input.tokens_before.size(),
+            E);
+  MOE_CHECK(config.selection != RouterSelection::kHash || rows_of(input.ids) == T, "ids of {} of {} tokens", input.ids.size(),
+            T);
+  MOE_CHECK(input.sequence_begin.empty() || (input.sequence_begin.front() == 0 && input.sequence_begin.back() == T),
+            "sequences of other rows than {}", T);
+  const int64_t most = config.has_varying_k() ? E : config.top_k;  // slots of a token
+  MOE_CHECK(T <= INT32_MAX / std::max<int64_t>(most, 1), "{} tokens, top-{}", T, most);
+}
+
+tl::unexpected<Error> NotFinite(MatView<const float> logits, int64_t t) {
+  const float* z = logits.row(t);
+  const float* bad = std::find_if_not(z, z + logits.cols, [](float x) { return std::isfinite(x); });
+  return Err("router", "token {}: got logit {} for expert {}, expected finite numbers", t, *bad, bad - z);
+}
+
+// From sums to means, and what the losses need of the choices. saved may be null.
+void FinishAux(const RouterConfig& config, std::span<const double> prob_sum, RouterSaved* saved, Routing& routing,
+               ExecContext& ctx) {
+  RouterAux& aux = routing.aux;
+  if (aux.num_tokens == 0) return;
+  const auto n = static_cast<double>(aux.num_tokens), slots = static_cast<double>(std::max<size_t>(routing.gate.size(), 1));
+  for (size_t e = 0; e < prob_sum.size(); ++e) {
+    aux.balance_loss += static_cast<double>(aux.tokens_per_expert[e]) / slots * (prob_sum[e] / n);
+  }
+  aux.balance_loss *= static_cast<double>(config.num_experts);
+  aux.entropy /= n;
+  aux.z_loss /= n;
+  if (saved == nullptr) return;
+  for (size_t t = 0; config.gshard_loss > 0 && t + 1 < routing.slot_begin.size(); ++t) {
+    const int32_t first = routing.slot_begin[t];
+    if (first < routing.slot_begin[t + 1]) {
+      ++saved->first_choices[static_cast<size_t>(routing.expert[static_cast<size_t>(first)])];
+    }
+  }
+  MeasureLosses(config, *saved, routing, ctx);
+}
+
+}  // namespace
+
+Result<Routing> Route(const RouterConfig& config, const RouteInput& input, RouterSaved* saved, ExecContext& ctx) {
+  CheckInput(config, input);
+  const MatView<const float> logits = input.logits;
+  const std::span<const uint8_t> valid = input.valid;
+  const int64_t T = logits.rows, E = config.num_experts;
+  const bool sparsemixer = config.score == RouterScore::kSparsemixer;
+  const bool by_experts = config.selection == RouterSelection::kExpertChoice;
+  RouterSaved own;
+  if (saved == nullptr && by_experts) saved = &own;  // experts see all tokens before they choose
+
+  const auto slot_begin = CountSlots(config, input, ctx);
+  const int64_t S = slot_begin[static_cast<size_t>(T)];
+  const auto expert = ctx.arena.Alloc<int32_t>(S);
+  Routing routing{.slot_begin = slot_begin,
+                  .expert = expert,
+                  .gate = ctx.arena.Alloc<float>(S),
+                  .aux = {.tokens_per_expert = ctx.arena.AllocZero<int64_t>(E)}};
+  RouterAux& aux = routing.aux;
   if (saved != nullptr) {
     if (saved->probs.empty()) saved->probs = {ctx.arena.Alloc<float>(T * E).data(), T, E};
     MOE_CHECK(saved->probs.rows == T && saved->probs.cols == E, "probs [{},{}]", saved->probs.rows, saved->probs.cols);
     saved->log_sum_exp = ctx.arena.Alloc<float>(T);
+    saved->score_sum = ctx.arena.Alloc<float>(T);
+    saved->prob_sum = ctx.arena.AllocZero<double>(E);
+    saved->first_choices = ctx.arena.AllocZero<int64_t>(E);
+    saved->sequence_begin = input.sequence_begin, saved->tokens_before = input.tokens_before;
+    saved->softmax = saved->near = {};
+    if (IsElementwise(config.score) && config.z_loss > 0) saved->softmax = {ctx.arena.Alloc<float>(T * E).data(), T, E};
+    if (sparsemixer) saved->near = {ctx.arena.Alloc<float>(S * E).data(), S, E};
   }
+  const bool balances = input.training && config.selection == RouterSelection::kSinkhorn;
+  const auto log_column = ctx.arena.Alloc<float>(balances ? E : 0);
 
-  Arena::Scope scope(ctx.arena);
+  const auto prob_sum = saved != nullptr ? saved->prob_sum : ctx.arena.AllocZero<double>(E);
   const int64_t num_chunks = NumChunks(T);
-  const auto partials = ctx.arena.Alloc<Partial>(num_chunks);
-  const auto prob_sums = ctx.arena.AllocZero<double>(num_chunks * E);
-  const auto counts = ctx.arena.AllocZero<int64_t>(num_chunks * E);
-  const auto zeros = ctx.arena.AllocZero<float>(E);
-  const auto scratch = ctx.arena.Alloc<float>(2 * E * ctx.pool.num_threads());
-  const auto keys = ctx.arena.Alloc<int64_t>(KeysSize(E) * ctx.pool.num_threads());
-  ctx.pool.ParallelFor(num_chunks, [&](int64_t chunk, int thread) {
-    Partial partial{.prob_sum = prob_sums.subspan(static_cast<size_t>(chunk * E), static_cast<size_t>(E)),
-                    .count = counts.subspan(static_cast<size_t>(chunk * E), static_cast<size_t>(E))};
-    float* shifted = scratch.data() + 2 * E * thread;
-    for (int64_t t = chunk * kChunk; t < std::min(T, (chunk + 1) * kChunk); ++t) {
-      const int64_t s0 = slot_begin[static_cast<size_t>(t)];
-      float* p = saved != nullptr ? saved->probs.row(t) : shifted + E;
-      if (slot_begin[static_cast<size_t>(t) + 1] == s0) {  // padding
-        if (saved != nullptr) {
+  {
+    Arena::Scope scope(ctx.arena);
+    const auto partials = ctx.arena.Alloc<Partial>(num_chunks);
+    const auto prob_sums = ctx.arena.AllocZero<double>(num_chunks * E);
+    const auto counts = ctx.arena.AllocZero<int64_t>(num_chunks * E);
+    const auto zeros = ctx.arena.AllocZero<float>(E);
+    const auto scratch = ctx.arena.Alloc<RowScratch>(ctx.pool.num_threads());
+    const auto own_p = ctx.arena.Alloc<float>(E * ctx.pool.num_threads());
+    const auto own_near = ctx.arena.Alloc<float>(sparsemixer ? config.top_k * E * ctx.pool.num_threads() : 0);
+    for (RowScratch& s : scratch) {
+      s = {.shifted = ctx.arena.Alloc<float>(E).data(),
+           .values = ctx.arena.Alloc<float>(E).data(),
+           .exps = ctx.arena.Alloc<float>(E).data(),
+           .noisy = ctx.arena.Alloc<float>(E).data(),
+           .selection = SelectionScratch::Alloc(config, ctx)};
+    }
+    const auto is_finite = [&](const float* z) { return ctx.kernels.dot(z, zeros.data(), E) == 0; };  // 0 * inf is NaN
+    const auto is_token = [&](int64_t t) { return valid.empty() || valid[static_cast<size_t>(t)] != 0; };
+    for (int64_t t = 0; t < (balances ? T : 0); ++t) {
+      if (is_token(t) && !is_finite(logits.row(t))) return NotFinite(logits, t);
+    }
+    if (balances) Sinkhorn(config, logits, valid, log_column, ctx);
+    const RowRouter policy{config, input, log_column, ctx};
+    ctx.pool.ParallelFor(num_chunks, [&](int64_t chunk, int thread) {
+      Partial partial{.prob_sum = prob_sums.subspan(static_cast<size_t>(chunk * E), static_cast<size_t>(E)),
+                      .count = counts.subspan(static_cast<size_t>(chunk * E), static_cast<size_t>(E))};
+      for (int64_t t = chunk * kChunk; t < std::min(T, (chunk + 1) * kChunk); ++t) {
+        const int64_t s0 = slot_begin[static_cast<size_t>(t)];
+        float* p = saved != nullptr ? saved->probs.row(t) : own_p.data() + E * thread;
+        if (!is_token(t)) {
+          if (saved == nullptr) continue;
           std::memset(p, 0, static_cast<size_t>(E) * sizeof(float));
-          saved->log_sum_exp[static_cast<size_t>(t)] = 0;
+          saved->log_sum_exp[static_cast<size_t>(t)] = saved->score_sum[static_cast<size_t>(t)] = 0;
+          if (!saved->softmax.empty()) std::memset(saved->softmax.row(t), 0, static_cast<size_t>(E) * sizeof(float));
+          continue;
         }
-        continue;
+        const float* z = logits.row(t);
+        if (!is_finite(z)) {
+          if (partial.bad_token == kNoToken) partial.bad_token = t;
+          continue;
+        }
+        RouteRow row{
+            .t = t,
+            .z = z,
+            .p = p,
+            .chosen = expert.data() + s0,
+            .gate = routing.gate.data() + s0,
+            .count = slot_begin[static_cast<size_t>(t) + 1] - s0,
+            .near = saved != nullptr && sparsemixer ? saved->near.row(s0) : own_near.data() + config.top_k * E * thread,
+            .softmax = saved != nullptr && !saved->softmax.empty() ? saved->softmax.row(t) : nullptr};
+        policy.Run(row, scratch[static_cast<size_t>(thread)]);
+        for (int64_t j = 0; j < row.count; ++j) ++partial.count[static_cast<size_t>(row.chosen[j])];
+        for (int64_t e = 0; e < E; ++e) partial.prob_sum[static_cast<size_t>(e)] += p[e];
+        partial.entropy += row.entropy;
+        partial.z_loss += row.log_sum_exp * row.log_sum_exp;
+        if (saved != nullptr) {
+          saved->log_sum_exp[static_cast<size_t>(t)] = static_cast<float>(row.log_sum_exp);
+          saved->score_sum[static_cast<size_t>(t)] = row.score_sum;
+        }
       }
-      const float* z = logits.row(t);
-      if (ctx.kernels.dot(z, zeros.data(), E) != 0) {  // 0 * inf and 0 * NaN are NaN
-        if (partial.bad_token == kNoToken) partial.bad_token = t;
-        continue;
-      }
-      int32_t* chosen = expert.data() + s0;
-      SelectTopK(z, E, k, keys.data() + KeysSize(E) * thread,
-                 chosen);  // by logits: they tie less often than rounded probabilities, and order alike
-      const float max = z[chosen[0]];
-      for (int64_t e = 0; e < E; ++e) shifted[e] = z[e] - max;
-      const float sum = ctx.kernels.exp_sum(shifted, 0, E, p);  // from here z may be gone: probs may lie over the logits
-      float chosen_sum = 0;
-      for (int64_t j = 0; j < k; ++j) chosen_sum += p[chosen[j]];
-      const float denominator = GatesSumToOne(config) ? chosen_sum : sum;  // >= 1: the largest contributes exp(0)
-      for (int64_t j = 0; j < k; ++j) {
-        gate[static_cast<size_t>(s0 + j)] = p[chosen[j]] / denominator;
-        ++partial.count[static_cast<size_t>(chosen[j])];
-      }
-      ctx.kernels.scale(1 / sum, E, p);
-      for (int64_t e = 0; e < E; ++e) partial.prob_sum[static_cast<size_t>(e)] += p[e];
-      const double log_sum = std::log(static_cast<double>(sum)), log_sum_exp = static_cast<double>(max) + log_sum;
-      partial.entropy += WholeUnits(log_sum - static_cast<double>(ctx.kernels.dot(p, shifted, E)));
-      partial.z_loss += log_sum_exp * log_sum_exp;
-      if (saved != nullptr) saved->log_sum_exp[static_cast<size_t>(t)] = static_cast<float>(log_sum_exp);
-    }
-    partials[static_cast<size_t>(chunk)] = partial;
-  });
+      partials[static_cast<size_t>(chunk)] = partial;
+    });
 
-  const auto prob_sum = ctx.arena.AllocZero<double>(E);
-  for (const Partial& partial : partials) {  // in index order
-    if (partial.bad_token != kNoToken) {
-      const float* z = logits.row(partial.bad_token);
-      const auto is_finite = [](float x) { return std::isfinite(x); };
-      const float* bad = std::find_if_not(z, z + E, is_finite);
-      return Err("router", "token {}: got logit {} for expert {}, expected finite numbers", partial.bad_token, *bad, bad - z);
+    for (const Partial& partial : partials) {  // in index order
+      if (partial.bad_token != kNoToken) return NotFinite(logits, partial.bad_token);
+      aux.entropy += partial.entropy;
+      aux.z_loss += partial.z_loss;
+      for (size_t e = 0; e < static_cast<size_t>(E); ++e) {
+        prob_sum[e] += partial.prob_sum[e];
+        aux.tokens_per_expert[e] += partial.count[e];
+      }
     }
-    aux.entropy += partial.entropy;
-    aux.z_loss += partial.z_loss;
-    for (size_t e = 0; e < static_cast<size_t>(E); ++e) {
-      prob_sum[e] += partial.prob_sum[e];
-      aux.tokens_per_expert[e] += partial.count[e];
-    }
+    aux.num_tokens = valid.empty() ? T : T - std::count(valid.begin(), valid.end(), uint8_t{0});
   }
-  if (aux.num_tokens > 0) {
-    const auto n = static_cast<double>(aux.num_tokens);
-    for (size_t e = 0; e < static_cast<size_t>(E); ++e) {
-      aux.balance_loss += static_cast<double>(aux.tokens_per_expert[e]) / (n * static_cast<double>(k)) * (prob_sum[e] / n);
-    }
-    aux.balance_loss *= static_cast<double>(E);
-    aux.entropy /= n;
-    aux.z_loss /= n;
-  }
-  return Routing{.slot_begin = slot_begin, .expert = expert, .gate = gate, .aux = aux};
+  if (by_experts) SlotsOfExperts({config, input, {}, ctx}, *saved, routing, ctx);
+  FinishAux(config, prob_sum, saved, routing, ctx);
+  return routing;
 }
 
-void RouteBackward(const RouterConfig& config, const Routing& routing, const RouterSaved& saved, std::span<const float> d_gate,
-                   float loss_scale, MatView<float> d_logits, ExecContext& ctx) {
-  const int64_t T = saved.probs.rows, E = config.num_experts;
-  MOE_CHECK(d_logits.rows == T && d_logits.cols == E, "d_logits [{},{}], expected [{},{}]", d_logits.rows, d_logits.cols, T, E);
-  MOE_CHECK(d_gate.size() == routing.gate.size(), "{} gate gradients for {} slots", d_gate.size(), routing.gate.size());
-  Arena::Scope scope(ctx.arena);
-  // Switch loss by p[t][e]: coefficient * E * f_e / tokens, the same for every token. f_e is a constant.
-  const auto d_prob = ctx.arena.Alloc<float>(E);
-  const auto n = static_cast<double>(std::max<int64_t>(routing.aux.num_tokens, 1));
-  const double balance =
-      loss_scale * config.balance_loss * static_cast<double>(E) / (n * n * static_cast<double>(config.top_k));
-  for (size_t e = 0; e < static_cast<size_t>(E); ++e) {
-    d_prob[e] = static_cast<float>(balance * static_cast<double>(routing.aux.tokens_per_expert[e]));
-  }
-  const double z_factor = loss_scale * config.z_loss * 2 / n;  // d lse^2 / d z = 2 lse p
-  const bool sum_to_one = GatesSumToOne(config);
+void NormalizeKept(const RouterConfig& config, std::span<const int32_t> slot_row, Routing& routing, ExecContext& ctx) {
+  if (!config.normalize_after_drop) return;
+  const int64_t T = static_cast<int64_t>(routing.slot_begin.size()) - 1;
+  const auto scale = static_cast<float>(config.scale), epsilon = static_cast<float>(config.normalize_epsilon);
   ctx.pool.ParallelFor(NumChunks(T), [&](int64_t chunk, int) {
     for (int64_t t = chunk * kChunk; t < std::min(T, (chunk + 1) * kChunk); ++t) {
-      float* d_z = d_logits.row(t);
-      const int64_t s0 = routing.slot_begin[static_cast<size_t>(t)], s1 = routing.slot_begin[static_cast<size_t>(t) + 1];
-      if (s0 == s1) {  // padding
-        std::memset(d_z, 0, static_cast<size_t>(E) * sizeof(float));
-        continue;
-      }
-      const float* p = saved.probs.row(t);
-      std::memcpy(d_z, d_prob.data(), static_cast<size_t>(E) * sizeof(float));
-      const int32_t* chosen = routing.expert.data();
-      if (!sum_to_one) {
-        for (int64_t s = s0; s < s1; ++s) d_z[chosen[s]] += d_gate[static_cast<size_t>(s)];
-      }
-      // Through the softmax: p_e (d_e - <p, d>).
-      const float mean = ctx.kernels.dot(p, d_z, E);
-      const float shift = static_cast<float>(z_factor * saved.log_sum_exp[static_cast<size_t>(t)]) - mean;
-      for (int64_t e = 0; e < E; ++e) d_z[e] = p[e] * (d_z[e] + shift);
-      if (sum_to_one) {  // g = softmax over the chosen: g_j (d_j - <g, d>), all chosen in the sum, dropped ones with d = 0
-        float chosen_mean = 0;
-        for (int64_t s = s0; s < s1; ++s) chosen_mean += routing.gate[static_cast<size_t>(s)] * d_gate[static_cast<size_t>(s)];
-        for (int64_t s = s0; s < s1; ++s) {
-          d_z[chosen[s]] += routing.gate[static_cast<size_t>(s)] * (d_gate[static_cast<size_t>(s)] - chosen_mean);
-        }
-      }
+      const auto begin = static_cast<size_t>(routing.slot_begin[static_cast<size_t>(t)]);
+      const auto end = static_cast<size_t>(routing.slot_begin[static_cast<size_t>(t) + 1]);
+      float sum = 0;
+      for (size_t s = begin; s < end; ++s) sum += slot_row[s] >= 0 ? routing.gate[s] / scale : 0;
+      for (size_t s = begin; s < end; ++s)
+        routing.gate[s] = slot_row[s] >= 0 && sum > 0 ? routing.gate[s] / (sum + epsilon) : 0;
     }
   });
 }

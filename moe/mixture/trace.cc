@@ -44,9 +44,9 @@ MoeConfig ConfigOf(const TraceOptions& o) {
   config.router.num_experts = o.experts;
   config.router.top_k = o.top_k;
   config.router.normalize = o.top_k > 1;  // a single renormalised gate would always be 1
-  config.router.capacity_factor = o.capacity_factor;
+  config.router.capacity.factor = o.capacity_factor;
   if (o.capacity_factor == 0 && o.capacity > 0) {  // the factor that gives this capacity
-    config.router.capacity_factor =
+    config.router.capacity.factor =
         static_cast<double>(o.capacity) * static_cast<double>(o.experts) / static_cast<double>(tokens * o.top_k);
   }
   config.expert_width = o.width;
@@ -96,11 +96,11 @@ Status Validate(const TraceOptions& o) {
 
 void DescribeCapacity(const TraceOptions& o, const RouterConfig& router, Trace& trace) {
   const int64_t tokens = o.batch * o.sequence;
-  if (router.capacity_factor == 0) {
+  if (router.capacity.factor == 0) {
     trace.capacity_lines = {fmt::format("dropless: no limit; buckets hold the most loaded expert's {} rows", trace.capacity)};
     return;
   }
-  const auto factor = router.capacity_factor, textbook = factor * static_cast<double>(o.top_k);
+  const auto factor = router.capacity.factor, textbook = factor * static_cast<double>(o.top_k);
   trace.capacity_lines = {
       fmt::format("ceil(capacity_factor * tokens * top_k / experts) = ceil({:.6g} * {} * {} / {}) = {}", factor, tokens,
                   o.top_k, o.experts, trace.capacity),
@@ -203,7 +203,7 @@ Result<Trace> TraceLayer(const TraceOptions& options, ExecContext& ctx) {
   trace.capacity = saved.layout.rows_of(0);
   MOE_CHECK(options.capacity_factor > 0 || options.capacity == 0 || trace.capacity == options.capacity,
             "capacity {}, wanted {}", trace.capacity, options.capacity);
-  trace.capacity_factor = config.router.capacity_factor;
+  trace.capacity_factor = config.router.capacity.factor;
   trace.padded = saved.layout.num_rows() - saved.plan.num_rows();
   trace.max_violation = MaxViolation(trace.tokens_per_expert);
   trace.entropy = aux.entropy;

@@ -28,7 +28,15 @@ Status ValidateMoe(const MoeConfig& moe, const std::string& where) {
 }
 
 Status ValidateLayer(const LayerSpec& layer, const std::string& where) {
-  if (layer.ffn == FfnKind::kMoe) return ValidateMoe(layer.moe, where);
+  if (layer.ffn == FfnKind::kMoe) {
+    const RouterConfig& router = layer.moe.router;
+    if (router.selection == RouterSelection::kExpertChoice && !router.allow_noncausal) {
+      return Err(where + ": selection",
+                 "got expert_choice, expected another: experts that choose among all tokens see later ones, which a model that "
+                 "predicts the next token must not; allow_noncausal = true allows it");
+    }
+    return ValidateMoe(layer.moe, where);
+  }
   if (layer.ffn_width > kMaxWidth) return Err(where, "got FFN width {}, expected at most {}", layer.ffn_width, kMaxWidth);
   if (layer.ffn_width <= 0 || layer.ffn_width % 16 != 0) {
     return Err(where, "got FFN width {}, expected a positive multiple of 16", layer.ffn_width);
@@ -114,7 +122,7 @@ ParameterCount CountParameters(const ModelConfig& config) {
     }
     const MoeConfig& moe = layer.moe;
     const int64_t expert = DenseFfnValues(D, moe.expert_width);
-    count.router += moe.router.num_experts * D;
+    count.router += moe.router.num_experts * (D + (moe.router.bias ? 1 : 0) + (moe.router.selects_by_bias() ? 1 : 0));
     count.experts += moe.router.num_experts * expert;
     count.shared_experts += DenseFfnValues(D, moe.shared_width());
     idle += (moe.router.num_experts - moe.router.top_k) * expert;

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "moe/files/json.h"
+#include "moe/model/hf_router.h"
 
 namespace moe {
 namespace {
@@ -145,18 +146,8 @@ Result<LayerSpec> ParseMoeCppLayer(const Reader& reader) {
   MOE_TRY(moe.expert_width, reader.Int("moe_intermediate_size"));
   MOE_TRY(moe.num_shared_experts, reader.Int("n_shared_experts", 0));
   MOE_TRY(moe.shared_expert_width, reader.Int("shared_expert_intermediate_size", 0));
-  MOE_TRY(const std::string score, reader.String("scoring_func", std::string(Name(RouterScore::kSoftmax))));
-  const auto named = std::ranges::find(kRouterScores, score, [](const auto& known) { return known.first; });
-  if (named == kRouterScores.end()) {
-    std::string expected;
-    for (const auto& [name, value] : kRouterScores) expected += fmt::format("{}\"{}\"", expected.empty() ? "" : " or ", name);
-    return Err(reader.where(), "scoring_func: got \"{}\", expected {}", Printable(score), expected);
-  }
-  router.score = named->second;
-  MOE_TRY(router.normalize, reader.Bool("norm_topk_prob", true));
-  MOE_TRY(router.capacity_factor, reader.Number("capacity_factor", 0));
-  MOE_TRY(router.balance_loss, reader.Number("router_aux_loss_coef", 0));
-  MOE_TRY(router.z_loss, reader.Number("router_z_loss_coef", 0));
+  router = PlainRouter(router.num_experts, router.top_k, true);
+  if (reader.Has("router")) MOE_TRY(ReadRouterJson(reader.at("router"), reader.where() + ": router", router));
   return layer;
 }
 
@@ -170,18 +161,12 @@ Result<LayerSpec> ParseMoeLayer(Family family, const Reader& reader) {
   MOE_TRY(router.num_experts, reader.Int(reader.Has(usual) || !reader.Has(other) ? usual : other));
   MOE_TRY(router.top_k, reader.Int("num_experts_per_tok"));
   MOE_TRY(moe.expert_width, reader.Int(family == Family::kQwen3Moe ? "moe_intermediate_size" : "intermediate_size"));
-  router.normalize = true;
+  router = PlainRouter(router.num_experts, router.top_k, mixtral);
   if (!mixtral) {
     MOE_TRY(router.normalize, reader.Bool("norm_topk_prob", false));
   }
   MOE_TRY(router.balance_loss, reader.Number("router_aux_loss_coef", InfoOf(family).balance_loss));
-  router.z_loss = 0;
-  if (reader.Has("moe_cpp")) {
-    if (!reader.at("moe_cpp").is_object()) return Err(reader.where(), "moe_cpp: expected an object");
-    const Reader ours(reader.at("moe_cpp"), reader.where() + ": moe_cpp");
-    MOE_TRY(router.capacity_factor, ours.Number("capacity_factor", 0));
-    MOE_TRY(router.z_loss, ours.Number("router_z_loss_coef", 0));
-  }
+  if (reader.Has("moe_cpp")) MOE_TRY(ReadRouterJson(reader.at("moe_cpp"), reader.where() + ": moe_cpp", router));
   return layer;
 }
 
@@ -243,11 +228,7 @@ ordered_json MoeCppLayer(const LayerSpec& layer) {
           {"moe_intermediate_size", moe.expert_width},
           {"n_shared_experts", moe.num_shared_experts},
           {"shared_expert_intermediate_size", moe.shared_expert_width},
-          {"scoring_func", Name(router.score)},
-          {"norm_topk_prob", router.normalize},
-          {"capacity_factor", router.capacity_factor},
-          {"router_aux_loss_coef", router.balance_loss},
-          {"router_z_loss_coef", router.z_loss}};
+          {"router", RouterJson(router, PlainRouter(router.num_experts, router.top_k, true))}};
 }
 
 void WriteMoe(Family family, const ModelConfig& config, ordered_json& out) {
@@ -276,7 +257,9 @@ void WriteMoe(Family family, const ModelConfig& config, ordered_json& out) {
   }
   if (family != Family::kMixtral) out["norm_topk_prob"] = router.normalize;
   out["router_aux_loss_coef"] = router.balance_loss;
-  out["moe_cpp"] = {{"capacity_factor", router.capacity_factor}, {"router_z_loss_coef", router.z_loss}};
+  RouterConfig said = PlainRouter(router.num_experts, router.top_k, router.normalize);
+  said.balance_loss = router.balance_loss;
+  if (const ordered_json rest = RouterJson(router, said); !rest.empty()) out["moe_cpp"] = rest;
 }
 
 constexpr std::array<std::string_view, 3> kQkNorms = {"none", "per_head", "whole"};

@@ -15,10 +15,7 @@ constexpr std::array kFamilies = {
 };
 
 bool SameMoe(const MoeConfig& a, const MoeConfig& b) {
-  const RouterConfig &x = a.router, &y = b.router;
-  return x.num_experts == y.num_experts && x.top_k == y.top_k && x.score == y.score && x.normalize == y.normalize &&
-         x.capacity_factor == y.capacity_factor && x.balance_loss == y.balance_loss && x.z_loss == y.z_loss &&
-         a.expert_width == b.expert_width && a.shared_width() == b.shared_width();
+  return a.router == b.router && a.expert_width == b.expert_width && a.shared_width() == b.shared_width();
 }
 
 }  // namespace
@@ -42,7 +39,9 @@ Family FamilyOf(const ModelConfig& config) {
     if (config.qk_norm == QkNorm::kNone) return Family::kLlama;
     return config.qk_norm == QkNorm::kPerHead ? Family::kQwen3 : Family::kMoeCpp;
   }
-  if (moe->moe.shared_width() > 0 || moe->moe.router.score != RouterScore::kSoftmax) return Family::kMoeCpp;
+  const RouterConfig& router = moe->moe.router;
+  const bool plain = AsServed(router) == PlainRouter(router.num_experts, router.top_k, router.normalize);
+  if (moe->moe.shared_width() > 0 || !plain) return Family::kMoeCpp;
   switch (config.qk_norm) {
     case QkNorm::kNone:
       return dense == nullptr && moe->moe.router.normalize ? Family::kMixtral : Family::kMoeCpp;

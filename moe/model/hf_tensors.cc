@@ -58,6 +58,16 @@ Status Attention(const Fn& fn, const ModelConfig& config, const std::string& our
 Status Moe(const Fn& fn, const MoeConfig& moe, int64_t D, bool mixtral, const std::string& ours, const std::string& theirs) {
   const std::string block = theirs + (mixtral ? "block_sparse_moe." : "mlp.");
   MOE_TRY(OneTensor(fn, ours + "moe.router", block + "gate.weight", moe.router.num_experts, D));
+  const auto bias = [&](const char* ours_name, const char* name) {
+    return fn({.parameter = ours + ours_name,
+               .rows = 1,
+               .cols = moe.router.num_experts,
+               .is_vector = true,
+               .exact = true,
+               .pieces = {{.name = block + name, .rows = 1}}});
+  };
+  if (moe.router.bias) MOE_TRY(bias("moe.router_bias", "gate.bias"));
+  if (moe.router.selects_by_bias()) MOE_TRY(bias("moe.selection_bias", "gate.e_score_correction_bias"));
   for (int64_t e = 0; e < moe.router.num_experts; ++e) {
     MOE_TRY(Ffn(fn, ours + "moe.experts.", e, fmt::format("{}experts.{}.", block, e), mixtral ? kMixtralNames : kFfnNames, D,
                 moe.expert_width));

@@ -34,6 +34,7 @@ struct HfMatrix {
   int64_t index = 0;  // which expert's
   int64_t rows = 0, cols = 0;
   bool is_vector = false;  // [cols] on disk
+  bool exact = false;      // float32 in every file: a rounded selection bias would choose others
   std::vector<HfPiece> pieces;
 
   std::vector<int64_t> Shape(const HfPiece& piece) const {

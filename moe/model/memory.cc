@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "moe/mixture/capacity.h"
 #include "moe/model/model.h"
 #include "moe/model/model_pass.h"
 
@@ -47,15 +48,16 @@ int64_t CopySize(DType format) {
 int64_t ExpertRows(const MoeConfig& moe, int64_t T, bool training) {
   const int64_t E = moe.router.num_experts, half_blocks = E * ExpertBlock(moe.expert_width) / 2;
   const int64_t slots = T * moe.router.top_k + (moe.executor == Executor::kBlockSparse ? half_blocks : 0);
-  if (!training || moe.router.capacity_factor <= 0) return slots;
-  const int64_t capacity = ExpertCapacity(moe.router.capacity_factor, T, moe.router.top_k, E);
+  if (!training || moe.router.capacity.factor <= 0) return slots;
+  const int64_t capacity = ExpertCapacity(moe.router, moe.router.capacity.factor, T);
+  if (capacity == kNoCapacity) return slots;
   if (moe.executor == Executor::kPadded) return E * std::min(capacity, INT32_MAX / E);  // whole buckets, however empty
   return std::min(slots, E * std::min(capacity, T));                                    // no token comes to an expert twice
 }
 
 // The routing of T tokens and its plan: experts, gates, four index lists.
 int64_t RoutingBytes(const MoeConfig& moe, int64_t T) {
-  return T * moe.router.top_k * 6 * kFloat + T * (moe.router.num_experts + 2) * kFloat;
+  return T * moe.router.top_k * 6 * kFloat + T * (moe.router.num_experts + 3) * kFloat;
 }
 
 // Gate and up before the activation, and what it makes of them.

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "moe/base/rng.h"
+#include "moe/mixture/balance.h"
 #include "moe/model/model_pass.h"
 #include "moe/ops/chunks.h"
 
@@ -58,6 +59,7 @@ Model::Model(ModelConfig config, DType format, bool training, bool masters)
     Block& block = blocks_[l];
     const std::string prefix = fmt::format("layers.{}.", l);
     block.spec = config_.layers[l];
+    block.layer = static_cast<int64_t>(l);
     block.attention.norm = norm(prefix + "attention.norm", D);
     block.attention.qkv = packed(prefix + "attention.qkv", {(H + 2 * G) * P, D});
     block.attention.out = packed(prefix + "attention.out", {D, H * P});
@@ -90,6 +92,34 @@ Model::Model(ModelConfig config, DType format, bool training, bool masters)
   if (training_) store_.AllocateGradients();
 }
 
+void Model::UpdateRouters(const StepStats& stats) {
+  MOE_CHECK(stats.layers.size() == blocks_.size(), "stats of {} layers for {}", stats.layers.size(), blocks_.size());
+  for (size_t l = 0; l < blocks_.size(); ++l) {
+    if (blocks_[l].spec.ffn != FfnKind::kMoe) continue;
+    MoeLayer& moe = blocks_[l].moe;
+    const RouterConfig& router = moe.config.router;
+    const LayerStats& layer = stats.layers[l];
+    if (moe.weights.selection_bias != nullptr) {
+      UpdateSelectionBias(router, layer.tokens_per_expert, moe.weights.selection_bias->value.span());
+    }
+    if (router.capacity.target_drop > 0) {
+      const double now = moe.capacity_factor >= 0 ? moe.capacity_factor : router.capacity.factor;
+      moe.capacity_factor = NextCapacityFactor(router.capacity, layer.num_slots, layer.num_dropped, now);
+    }
+  }
+}
+
+std::vector<double> Model::CapacityFactors() const {
+  std::vector<double> factors;
+  for (const Block& block : blocks_) factors.push_back(block.moe.capacity_factor);
+  return factors;
+}
+
+void Model::SetCapacityFactors(std::span<const double> factors) {
+  MOE_CHECK(factors.size() == blocks_.size(), "{} capacity factors for {} layers", factors.size(), blocks_.size());
+  for (size_t l = 0; l < blocks_.size(); ++l) blocks_[l].moe.capacity_factor = factors[l];
+}
+
 void Model::Initialize(uint64_t seed, ExecContext& ctx) {
   const double out_deviation = kInitDeviation / std::sqrt(2.0 * static_cast<double>(blocks_.size()));
   const auto is_output = [&](const Parameter* p) {
@@ -106,6 +136,11 @@ void Model::Initialize(uint64_t seed, ExecContext& ctx) {
       std::fill(parameter.value.span().begin(), parameter.value.span().end(), 1.0f);
     } else {
       FillNormal(parameter, is_output(&parameter) ? out_deviation : kInitDeviation, seed, ctx);
+    }
+  }
+  for (Block& block : blocks_) {
+    for (Parameter* bias : {block.moe.weights.router_bias, block.moe.weights.selection_bias}) {
+      if (bias != nullptr) std::ranges::fill(bias->value.span(), 0.0f);
     }
   }
   Repack(ctx);

@@ -29,6 +29,7 @@ struct DenseFfnWeights {
 };
 
 struct Block {
+  int64_t layer = 0;
   LayerSpec spec;
   AttentionWeights attention;
   Parameter* ffn_norm = nullptr;  // [D]
@@ -99,6 +100,13 @@ class Model {
   // applies.
   Status ForwardBackward(const StepBatch& batch, std::span<const int32_t> targets, float grad_scale, float aux_scale,
                          StepStats* stats, ExecContext& ctx);
+
+  // After a step of the optimizer, from the stats of all its micro-batches: selection biases and capacities that follow the
+  // load.
+  void UpdateRouters(const StepStats& stats);
+  // The capacity factors of training, layer by layer; -1 where the config's stands.
+  std::vector<double> CapacityFactors() const;
+  void SetCapacityFactors(std::span<const double> factors);
 
   // Bytes of packs; and packs placed in somebody else's memory with whatever is in it (see PackedParameter::UseStorage).
   // Routers keep their own float32 packs and are not in it: call Initialize for them, the embedding and the norms.

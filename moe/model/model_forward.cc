@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "moe/base/rng.h"
 #include "moe/model/model_pass.h"
 #include "moe/ops/chunks.h"
 #include "moe/ops/elementwise.h"
@@ -100,8 +101,15 @@ Result<PassRows> ModelPass::CheckRows(const StepBatch& batch) const {
       }
     }
   }
-  return PassRows{ids, positions, padding ? std::span<const uint8_t>(valid) : std::span<const uint8_t>(),
-                  segments.first(num_segments)};
+  const auto sequence_begin = ctx.arena.Alloc<int32_t>(static_cast<int64_t>(num_segments) + 1);
+  for (size_t i = 1; i < num_segments; ++i) sequence_begin[i] = static_cast<int32_t>(segments[i].row_begin);
+  sequence_begin.front() = 0, sequence_begin.back() = static_cast<int32_t>(T);
+  return PassRows{.ids = ids,
+                  .positions = positions,
+                  .valid = padding ? std::span<const uint8_t>(valid) : std::span<const uint8_t>(),
+                  .segments = segments.first(num_segments),
+                  .sequence_begin = num_segments > 0 ? sequence_begin : std::span<int32_t>(),
+                  .key = batch.key};
 }
 
 Result<std::span<const int32_t>> ModelPass::CheckTargets(const PassRows& rows, std::span<const int32_t> targets) const {
@@ -215,15 +223,24 @@ Status ModelPass::FfnForward(const Block& block, const PassRows& rows, MatView<f
   }
   RouterAux aux;
   int64_t num_dropped = 0;
+  LayerTokens tokens{.valid = rows.valid,
+                     .ids = rows.ids,
+                     .sequence_begin = rows.sequence_begin,
+                     .key = MixBits(rows.key ^ MixBits(static_cast<uint64_t>(block.layer)))};
+  if (saved != nullptr && stats != nullptr && block.spec.moe.router.global_loss > 0) {
+    const auto before = ctx.arena.Alloc<int64_t>(static_cast<int64_t>(stats->tokens_per_expert.size()));
+    std::ranges::copy(stats->tokens_per_expert, before.begin());
+    tokens.tokens_before = before;
+  }
   if (saved != nullptr) {  // y + x here, x + y below: the same bits
-    MOE_TRY(block.moe.Forward(normed, rows.valid, x_out, &saved->moe, &aux, &num_dropped, ctx));
+    MOE_TRY(block.moe.Forward(normed, tokens, x_out, &saved->moe, &aux, &num_dropped, ctx));
     Add(x, x_out, ctx);
     if (stats != nullptr) AddStats(aux, num_dropped, stats);
     return {};
   }
   Arena::Scope scope(ctx.arena);
   const MatView<float> y = Matrix(T, D());
-  MOE_TRY(block.moe.Forward(normed, rows.valid, y, nullptr, &aux, &num_dropped, ctx));
+  MOE_TRY(block.moe.Forward(normed, tokens, y, nullptr, &aux, &num_dropped, ctx));
   Add(y, x_out, ctx);
   if (stats != nullptr) AddStats(aux, num_dropped, stats);
   return {};

@@ -33,6 +33,8 @@ struct PassRows {
   std::span<const int32_t> ids, positions;  // [T]
   std::span<const uint8_t> valid;           // [T], or empty: all are
   std::span<const Segment> segments;
+  std::span<const int32_t> sequence_begin;  // [segments+1] first rows, then T: padding belongs to what stands before it
+  uint64_t key = 0;
   int64_t num_rows() const { return static_cast<int64_t>(ids.size()); }
 };
 

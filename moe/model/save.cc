@@ -11,7 +11,7 @@ Status SaveModel(const Model& model, const std::string& folder, DType dtype) {
   std::vector<TensorInfo> tensors;
   const auto list = [&](const HfMatrix& matrix) -> Status {
     for (const HfPiece& piece : matrix.pieces) {
-      tensors.push_back({.name = piece.name, .dtype = dtype, .shape = matrix.Shape(piece)});
+      tensors.push_back({.name = piece.name, .dtype = matrix.exact ? DType::kF32 : dtype, .shape = matrix.Shape(piece)});
     }
     return {};
   };

@@ -21,6 +21,7 @@ struct StepBatch {
   std::span<const RowInfo> rows;        // [T]
   std::span<const int32_t> logit_rows;  // rows whose logits are wanted, ascending
   KvCache* cache = nullptr;
+  uint64_t key = 0;  // training: what noise and drops by chance are functions of, beside layer and row
 };
 
 }  // namespace moe

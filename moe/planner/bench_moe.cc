@@ -125,9 +125,9 @@ std::function<void()> RouterOf(const std::shared_ptr<Work>& w, ExecContext& ctx)
     const MatView<float> logits{ctx.arena.Alloc<float>(T * E).data(), T, E};
     LinearForward(layer.weights.router_packed, w->x, logits, Epilogue::kStore, ctx);
     RouterSaved saved{.probs = logits};
-    const Result<Routing> routing = Route(layer.config.router, logits, {}, &saved, ctx);
+    const Result<Routing> routing = Route(layer.config.router, {.logits = logits}, &saved, ctx);
     MOE_CHECK(routing.has_value(), "{}", routing.error().Message());
-    const DispatchPlan plan = BuildDispatchPlan(*routing, E, kNoCapacity, ctx);
+    const DispatchPlan plan = BuildDispatchPlan(*routing, E, {}, ctx);
     Combine(*routing, plan.slot_row, routing->gate, w->saved.expert_out, {}, {}, w->y, ctx);
   };
 }

@@ -64,7 +64,7 @@ std::shared_ptr<const BenchRouting> MakeBenchRouting(const MoeShape& s, BenchLoa
   for (size_t t = 0; t <= T; ++t) out->slot_begin.push_back(static_cast<int32_t>(t * k));
   out->routing = {.slot_begin = out->slot_begin, .expert = out->expert, .gate = out->gate};
   ExecContext own{ctx.pool, out->arena, ctx.kernels};
-  out->plan = BuildDispatchPlan(out->routing, s.E, kNoCapacity, own);
+  out->plan = BuildDispatchPlan(out->routing, s.E, {}, own);
   return out;
 }
 

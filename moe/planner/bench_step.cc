@@ -18,7 +18,7 @@ Recipe RecipeOf(const MoeShape& s, DType format) {
   r.model.layers = kLayers, r.model.hidden = s.D, r.model.heads = r.model.kv_heads = s.D / P, r.model.head_width = P;
   r.model.context = kContext;
   r.model.experts = s.E, r.model.top_k = s.k, r.model.expert_width = s.F;
-  r.model.normalize = s.k > 1 || s.E == 1;
+  r.router.config.normalize = s.k > 1 || s.E == 1;
   r.train.steps = 1 << 20, r.train.batch_tokens = r.train.micro_batch_tokens = s.T, r.train.context = kContext;
   r.train.lr = 1e-5, r.train.min_lr = 1e-5, r.train.dtype = format;
   return r;

@@ -4,6 +4,7 @@
 
 #include <cerrno>
 #include <charconv>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -30,6 +31,12 @@ std::string ToText(double x) {
   return fmt::format("{:a}", x);
 }
 
+std::string ToText(const std::vector<double>& values) {
+  std::string out;
+  for (const double x : values) out += (out.empty() ? "" : " ") + ToText(x);
+  return out;
+}
+
 Metadata ToMetadata(const TrainState& state) {
   return {{"format", kFormat},
           {"step", std::to_string(state.step)},
@@ -43,6 +50,7 @@ Metadata ToMetadata(const TrainState& state) {
           {"data_digest", state.data_digest},
           {"tokenizer_digest", state.tokenizer_digest},
           {"validation_digest", state.validation_digest},
+          {"capacity_factors", ToText(state.capacity_factors)},
           {"kernels", state.kernels}};
 }
 
@@ -64,6 +72,21 @@ struct MetadataReader {
       status = Err(file.path(), "entry '{}': got {}, expected a whole number", key, Printable(text));
     }
     return value;
+  }
+  // None in files of older programs.
+  std::vector<double> Numbers(const char* key) {
+    std::vector<double> values;
+    if (!file.metadata().contains(key)) return values;
+    const std::string text = Text(key);
+    for (const char* at = text.c_str(); *at != '\0';) {
+      char* end = nullptr;
+      values.push_back(std::strtod(at, &end));
+      const bool good = end != at && (*end == ' ' || *end == '\0') && std::isfinite(values.back());
+      if (status && !good) status = Err(file.path(), "entry '{}': got {}, expected numbers", key, Printable(text));
+      if (!good) break;
+      at = *end == ' ' ? end + 1 : end;
+    }
+    return values;
   }
   double Number(const char* key) {
     const std::string text = Text(key);
@@ -93,6 +116,7 @@ Result<OpenedTrainState> Open(const std::string& path) {
                    .data_digest = reader.Text("data_digest"),
                    .tokenizer_digest = reader.Text("tokenizer_digest"),
                    .validation_digest = file.metadata().contains("validation_digest") ? reader.Text("validation_digest") : "",
+                   .capacity_factors = reader.Numbers("capacity_factors"),
                    .kernels = reader.Text("kernels")};
   MOE_TRY(reader.status);
   return OpenedTrainState{std::move(file), std::move(state), ""};

@@ -112,6 +112,14 @@ struct Reader {
     }
     return Wrong(g, Shown(*g.node), expected);
   }
+  static Status Read(const Given& g, std::string& member, AnyPolicy) {
+    const auto* text = g.node->as_string();
+    if (text == nullptr || (!text->get().empty() && !PolicyNamed(text->get()))) {
+      return Wrong(g, Shown(*g.node), fmt::format("one of {}", fmt::join(PolicyNames(), ", ")));
+    }
+    member = text->get();
+    return {};
+  }
   Status Read(const Given& g, std::string& member, std::nullptr_t) {
     const auto* text = g.node->as_string();
     if (text == nullptr) return Wrong(g, Shown(*g.node), "a file name in quotes");
@@ -253,6 +261,11 @@ Result<Recipe> ParseRecipe(std::string_view text, const std::string& where, cons
   // experts = 0 gets its own message below
   const auto experts = given.find("model.experts");
   const bool no_experts = experts != given.end() && experts->second.node->value<int64_t>() == 0;
+  if (const auto policy = given.find("router.policy"); policy != given.end()) {  // what other keys then change
+    MOE_TRY(Reader::Read(policy->second, recipe.router.policy, AnyPolicy{}));
+    recipe.router.config = PolicyNamed(recipe.router.policy).value_or(RouterConfig{});
+    recipe.model.top_k = recipe.router.config.top_k;
+  }
   Reader reader{given, folder, recipe.relative_paths};
   VisitRecipe(recipe, [&](std::string_view key, auto& member, const auto& range) {
     if (!(no_experts && key == "model.experts")) reader(key, member, range);

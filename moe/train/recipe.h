@@ -31,9 +31,6 @@ struct ModelRecipe {
   int64_t experts = 8, top_k = 2, expert_width = 256;
   int64_t shared_experts = 0;
   int64_t shared_expert_width = 0;  // default: expert_width
-  RouterScore score = RouterScore::kSoftmax;
-  bool normalize = true;
-  double capacity_factor = 0;  // 0: dropless
   Executor executor = Executor::kGrouped;
   int64_t ffn_width = 0;              // of dense layers
   std::vector<int64_t> dense_layers;  // layers of an MoE model that are dense
@@ -41,6 +38,13 @@ struct ModelRecipe {
   bool tie_embeddings = true;
   double rope_theta = 10000;
   double norm_epsilon = 1e-6;
+};
+
+// [router] The policy of every MoE layer; its experts and top_k are the model's. A policy's name sets the other keys, and
+// top_k, where the recipe does not.
+struct RouterRecipe {
+  std::string policy;
+  RouterConfig config;
 };
 
 // [tokenizer]
@@ -70,7 +74,6 @@ struct TrainRecipe {
   double clip = 1;  // global gradient norm; 0: never
   // Experts that no token chose in a step stay as they are: moments do not shrink, weights neither decay nor move.
   bool skip_idle_experts = false;
-  double balance_loss = 0.01, z_loss = 0.001;
   int64_t seed = 1;
   DType dtype = DType::kF32;
   int64_t eval_every = 250;        // steps; 0: only at the end
@@ -80,6 +83,7 @@ struct TrainRecipe {
 
 struct Recipe {
   ModelRecipe model;
+  RouterRecipe router;
   TokenizerRecipe tokenizer;
   DataRecipe data;
   TrainRecipe train;

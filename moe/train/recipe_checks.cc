@@ -35,6 +35,9 @@ Status RefuseIdleKeys(const Recipe& recipe, const KeyErrors& wrong) {
     for (const std::string_view key : kMoeKeys) {
       MOE_TRY(refuse("model.ffn is \"dense\", which has no experts", key, "model.ffn"));
     }
+    for (const auto& [key, value] : wrong.keys.written) {
+      if (IsMoeKey(key)) MOE_TRY(refuse("model.ffn is \"dense\", which has no router", key, "model.ffn"));
+    }
   } else if (recipe.model.dense_layers.empty()) {
     MOE_TRY(refuse("no layer is dense; set model.ffn = \"dense\" or model.dense_layers", "model.ffn_width",
                    "model.dense_layers", "model.ffn"));

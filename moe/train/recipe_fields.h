@@ -1,35 +1,21 @@
 #pragma once
 // Every key of a recipe, once: name, member, what is allowed. Reader, writer and comparison walk this list. Not for others.
 
+#include <algorithm>
 #include <array>
 #include <limits>
+#include <string>
 #include <string_view>
 
+#include "moe/base/fields.h"
 #include "moe/train/recipe.h"
 
 namespace moe {
-
-struct WholeRange {
-  int64_t least, most;
-};
-struct NumberRange {
-  double least, most;
-  bool open_below = false;  // least itself is out
-  bool open_above = false;
-};
-template <class T, size_t n>
-struct Choices {
-  std::array<std::pair<std::string_view, T>, n> values;
-};
-
-inline constexpr int64_t kMostWhole = int64_t{1} << 40;
-inline constexpr double kMostNumber = std::numeric_limits<double>::max();
 
 inline constexpr Choices<RecipeFfn, 4> kFfnChoices{{{{"moe", RecipeFfn::kMoe},
                                                      {"dense", RecipeFfn::kDense},
                                                      {"dense-active", RecipeFfn::kDenseActive},
                                                      {"dense-total", RecipeFfn::kDenseTotal}}}};
-inline constexpr Choices<RouterScore, kRouterScores.size()> kScoreChoices{kRouterScores};
 inline constexpr Choices<Executor, 4> kExecutorChoices{{{{"grouped", Executor::kGrouped},
                                                          {"padded", Executor::kPadded},
                                                          {"loop", Executor::kLoop},
@@ -41,9 +27,14 @@ inline constexpr Choices<TokenizerKind, 3> kTokenizerChoices{
 inline constexpr Choices<DType, 2> kDTypeChoices{{{{"f32", DType::kF32}, {"bf16", DType::kBf16}}}};
 
 // Keys that a model of ffn = "dense" has no use for.
-inline constexpr std::array<std::string_view, 10> kMoeKeys = {
-    "model.experts", "model.top_k",     "model.expert_width",    "model.shared_experts", "model.shared_expert_width",
-    "model.score",   "model.normalize", "model.capacity_factor", "model.executor",       "model.dense_layers"};
+inline constexpr std::array<std::string_view, 7> kMoeKeys = {
+    "model.experts",  "model.top_k",       "model.expert_width", "model.shared_experts", "model.shared_expert_width",
+    "model.executor", "model.dense_layers"};
+inline bool IsMoeKey(std::string_view key) {
+  return key.starts_with("router.") || std::ranges::find(kMoeKeys, key) != kMoeKeys.end();
+}
+
+struct AnyPolicy {};  // a name of PolicyNames(), or none
 
 // visit(key, member, range or choices); lists have no range.
 template <class RecipeT, class Visitor>
@@ -62,9 +53,6 @@ void VisitRecipe(RecipeT& r, Visitor&& visit) {
   visit("model.expert_width", r.model.expert_width, WholeRange{1, 1 << 20});
   visit("model.shared_experts", r.model.shared_experts, WholeRange{0, 1 << 16});
   visit("model.shared_expert_width", r.model.shared_expert_width, WholeRange{1, 1 << 20});
-  visit("model.score", r.model.score, kScoreChoices);
-  visit("model.normalize", r.model.normalize, nullptr);
-  visit("model.capacity_factor", r.model.capacity_factor, kPositive);
   visit("model.executor", r.model.executor, kExecutorChoices);
   visit("model.ffn_width", r.model.ffn_width, WholeRange{1, 1 << 24});
   visit("model.dense_layers", r.model.dense_layers, WholeRange{0, 9999});
@@ -72,6 +60,10 @@ void VisitRecipe(RecipeT& r, Visitor&& visit) {
   visit("model.tie_embeddings", r.model.tie_embeddings, nullptr);
   visit("model.rope_theta", r.model.rope_theta, kPositive);
   visit("model.norm_epsilon", r.model.norm_epsilon, NumberRange{0, 1, true});
+  visit("router.policy", r.router.policy, AnyPolicy{});
+  VisitRouter(r.router.config, [&](std::string_view name, auto& member, const auto& range) {
+    if (name != "top_k") visit("router." + std::string(name), member, range);
+  });
   visit("tokenizer.kind", r.tokenizer.kind, kTokenizerChoices);
   visit("tokenizer.vocab_size", r.tokenizer.vocab_size, WholeRange{257, 1 << 20});
   visit("tokenizer.file", r.tokenizer.file, nullptr);
@@ -92,8 +84,6 @@ void VisitRecipe(RecipeT& r, Visitor&& visit) {
   visit("train.epsilon", r.train.epsilon, kPositive);
   visit("train.clip", r.train.clip, kNotNegative);
   visit("train.skip_idle_experts", r.train.skip_idle_experts, nullptr);
-  visit("train.balance_loss", r.train.balance_loss, kNotNegative);
-  visit("train.z_loss", r.train.z_loss, kNotNegative);
   visit("train.seed", r.train.seed, WholeRange{0, std::numeric_limits<int64_t>::max()});
   visit("train.dtype", r.train.dtype, kDTypeChoices);
   visit("train.eval_every", r.train.eval_every, kCountOrNone);

@@ -43,6 +43,9 @@ std::string Text(T value, const Choices<T, n>& choices) {
 std::string Text(const std::string& value, std::nullptr_t) {
   return value.empty() ? "" : Quoted(value);
 }
+std::string Text(const std::string& value, AnyPolicy) {
+  return Text(value, nullptr);
+}
 std::string Text(const std::vector<std::string>& values, std::nullptr_t) {
   std::string out;
   for (const std::string& value : values) out += (out.empty() ? "" : ", ") + Quoted(value);
@@ -54,7 +57,7 @@ std::string Text(const std::vector<int64_t>& values, const WholeRange&) {
 
 // Keys that RefuseIdleKeys would refuse.
 bool Idle(const Recipe& recipe, std::string_view key) {
-  if (recipe.model.ffn == RecipeFfn::kDense) return std::ranges::find(kMoeKeys, key) != kMoeKeys.end();
+  if (recipe.model.ffn == RecipeFfn::kDense) return IsMoeKey(key);
   if (key == "model.ffn_width") return recipe.model.dense_layers.empty();
   if (key == "tokenizer.vocab_size") return recipe.tokenizer.kind != TokenizerKind::kBpe;
   return false;
@@ -74,9 +77,9 @@ bool Derived(const Recipe& recipe, std::string_view key) {
 }
 
 // What the numbers of a run do not depend on, or what is compared by contents elsewhere.
-constexpr std::array<std::string_view, 7> kFreeKeys = {"data.files",       "data.validation",   "tokenizer.file",
+constexpr std::array<std::string_view, 8> kFreeKeys = {"data.files",       "data.validation",   "tokenizer.file",
                                                        "train.eval_every", "train.eval_tokens", "train.checkpoint_every",
-                                                       "train.minutes"};
+                                                       "train.minutes",    "router.policy"};
 
 }  // namespace
 
@@ -129,13 +132,9 @@ Result<ModelConfig> MakeModelConfig(const Recipe& recipe, int64_t vocab_size, in
                      .qk_norm = m.qk_norm,
                      .bos_id = bos_id,
                      .eos_id = eos_id};
-  const MoeConfig moe{.router = {.num_experts = m.experts,
-                                 .top_k = m.top_k,
-                                 .score = m.score,
-                                 .normalize = m.normalize,
-                                 .capacity_factor = m.capacity_factor,
-                                 .balance_loss = recipe.train.balance_loss,
-                                 .z_loss = recipe.train.z_loss},
+  RouterConfig router = recipe.router.config;
+  router.num_experts = m.experts, router.top_k = m.top_k;
+  const MoeConfig moe{.router = router,
                       .expert_width = m.expert_width,
                       .num_shared_experts = m.shared_experts,
                       .shared_expert_width = m.shared_expert_width,

@@ -199,6 +199,13 @@ Status Run::Resume() {
                "got a checkpoint of step {} in which {}, expected weights that can be trained; begin anew with another --out",
                state_.step, ruined);
   }
+  if (!state_.capacity_factors.empty()) {
+    if (state_.capacity_factors.size() != model_->config().layers.size()) {
+      return Err(folder_, "got a checkpoint with {} capacity factors, expected one of each of the {} layers",
+                 state_.capacity_factors.size(), model_->config().layers.size());
+    }
+    model_->SetCapacityFactors(state_.capacity_factors);
+  }
   trainer_->seconds = state_.seconds;
   saved_step_ = state_.step;
   state_.recipe = kRecipeHeader + ToToml(recipe_);
@@ -342,6 +349,7 @@ Result<bool> Run::EvaluateStep(StepMetrics& metrics) {
 Status Run::Checkpoint() {
   MOE_TRY(metrics_file_->Sync());
   state_.step = trainer_->steps_done();
+  state_.capacity_factors = model_->CapacityFactors();
   state_.seconds = trainer_->seconds;
   state_.metrics_bytes = metrics_file_->bytes();
   MOE_TRY(SaveTrainState(folder_, state_, model_->parameters(), trainer_->optimizer()));

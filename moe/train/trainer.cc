@@ -6,6 +6,7 @@
 
 #include "moe/base/check.h"
 #include "moe/base/clock.h"
+#include "moe/base/rng.h"
 #include "moe/model/evaluate.h"
 
 namespace moe {
@@ -68,6 +69,7 @@ void Trainer::set_steps(int64_t steps) {
 
 void Trainer::Restart(ExecContext& ctx) {
   model_.Initialize(static_cast<uint64_t>(recipe_.seed), ctx);
+  model_.SetCapacityFactors(std::vector<double>(model_.config().layers.size(), -1.0));
   optimizer_.Reset(model_.parameters());
   seconds = 0;
 }
@@ -93,6 +95,11 @@ tl::unexpected<Error> Trainer::NotFinite(const std::string& what, double value) 
   return Diverged(steps_done() + 1, message);
 }
 
+uint64_t Trainer::KeyOf(int64_t micro_batch) const {
+  const auto seed = static_cast<uint64_t>(recipe_.seed), step = static_cast<uint64_t>(steps_done());
+  return MixBits(seed ^ MixBits(step ^ MixBits(static_cast<uint64_t>(micro_batch))));
+}
+
 // Sums over the step's micro-batches into the gradients and stats_.
 Status Trainer::Gradients(StepMetrics& metrics, ExecContext& ctx) {
   const int64_t T = recipe_.micro_batch_tokens, count = recipe_.batch_tokens / T;
@@ -113,7 +120,8 @@ Status Trainer::Gradients(StepMetrics& metrics, ExecContext& ctx) {
     }
     Stopwatch watch(metrics.parts.model);
     ctx.arena.Reset();
-    const Status status = model_.ForwardBackward({.rows = batch_.rows}, batch_.targets, grad_scale, aux_scale, &stats_, ctx);
+    const Status status =
+        model_.ForwardBackward({.rows = batch_.rows, .key = KeyOf(i)}, batch_.targets, grad_scale, aux_scale, &stats_, ctx);
     if (!status) return Diverged(steps_done() + 1, status.error().where + ": " + status.error().what);
   }
   ctx.arena.Reset();
@@ -140,6 +148,7 @@ Status Trainer::Step(StepMetrics& metrics, ExecContext& ctx) {
       optimized_[i].tokens_per_expert = stats_.layers[static_cast<size_t>(packs_[i].experts_of)].tokens_per_expert;
     }
     ApplyAdamw(optimizer_, optimized_, metrics.lr, metrics.grad_norm, ctx);
+    model_.UpdateRouters(stats_);
     gradients_clear_ = true;
   }
   seconds += metrics.parts.total();

@@ -39,6 +39,7 @@ class Trainer {
   double seconds = 0;  // in steps so far
 
  private:
+  uint64_t KeyOf(int64_t micro_batch) const;  // of what is random in it: the same when the step is taken again
   Status Gradients(StepMetrics& metrics, ExecContext& ctx);
   tl::unexpected<Error> NotFinite(const std::string& what, double value) const;
 

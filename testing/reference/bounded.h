@@ -2,6 +2,7 @@
 // A value with a bound on the error that float32 arithmetic may have made in it: a twin run with Bounded derives its own
 // tolerance, operation by operation, instead of having one tuned. (Running error analysis, Higham 2002, 3.3.)
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <span>
@@ -56,6 +57,10 @@ inline Bounded exp(const Bounded& x) {
 inline Bounded log(const Bounded& x) {
   const double v = std::log(x.value), e = x.error / (x.value - x.error);
   return {v, e + kEpsF32 * (std::abs(v) + e)};
+}
+inline Bounded sqrt(const Bounded& x) {
+  const double v = std::sqrt(x.value), e = x.error / (v + std::sqrt(std::max(0.0, x.value - x.error)));
+  return {v, e + kEpsF32 * (v + e)};
 }
 inline double ValueOf(const Bounded& x) {
   return x.value;

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <vector>
 
+#include "moe/mixture/capacity.h"
 #include "moe/mixture/moe_layer.h"
 #include "testing/reference/bounded.h"
 #include "testing/reference/tape.h"
@@ -22,6 +23,7 @@ struct MoeTwinWeights {
   std::vector<Real> down;            // [E,D,F]
   std::vector<Real> shared_gate_up;  // [2Fs,D]
   std::vector<Real> shared_down;     // [D,Fs]
+  std::vector<Real> router_bias;     // [E], or empty: none
 
   template <class Other>
   static std::vector<Real> Convert(const std::vector<Other>& from) {
@@ -29,7 +31,8 @@ struct MoeTwinWeights {
   }
   template <class Other>
   static MoeTwinWeights From(const MoeTwinWeights<Other>& w) {
-    return {Convert(w.router), Convert(w.gate_up), Convert(w.down), Convert(w.shared_gate_up), Convert(w.shared_down)};
+    return {Convert(w.router),         Convert(w.gate_up),     Convert(w.down),
+            Convert(w.shared_gate_up), Convert(w.shared_down), Convert(w.router_bias)};
   }
 };
 
@@ -79,7 +82,11 @@ class MoeTwin {
       if (!IsToken(t)) continue;
       ++num_tokens;
       const Real* z = Row(logits, t, E);
-      for (int64_t e = 0; e < E; ++e) logits[Size(t * E + e)] = DotOf(D, Row(x, t, D), 1, Row(w.router, e, D), 1);
+      for (int64_t e = 0; e < E; ++e) {
+        Real& logit = logits[Size(t * E + e)];
+        logit = DotOf(D, Row(x, t, D), 1, Row(w.router, e, D), 1);
+        if (!w.router_bias.empty()) logit += w.router_bias[Size(e)];
+      }
       std::vector<int64_t> order(Size(E));
       std::iota(order.begin(), order.end(), 0);
       std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return ValueOf(z[a]) > ValueOf(z[b]); });
@@ -185,6 +192,10 @@ class MoeTwin {
     }
     d_w = {};
     for (int64_t e = 0; e < E; ++e) {
+      if (!w.router_bias.empty()) {
+        const std::vector<Real> ones(Size(T), Real(1));
+        d_w.router_bias.push_back(DotOf(T, d_logits.data() + e, E, ones.data(), 1));
+      }
       for (int64_t i = 0; i < D; ++i) d_w.router.push_back(DotOf(T, d_logits.data() + e, E, x.data() + i, D));
       Contract(grads[Size(e)], 2 * F, D, true, d_w.gate_up);
       Contract(grads[Size(e)], D, F, false, d_w.down);

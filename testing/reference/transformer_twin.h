@@ -182,8 +182,8 @@ class TransformerTwin {
       layer.valid.push_back(rows[t].valid);
       tokens += rows[t].valid ? 1 : 0;
     }
-    if (drop && spec.router.capacity_factor > 0) {
-      layer.capacity = ExpertCapacity(spec.router.capacity_factor, tokens, spec.router.top_k, spec.router.num_experts);
+    if (drop && spec.router.capacity.factor > 0) {
+      layer.capacity = ExpertCapacity(spec.router, spec.router.capacity.factor, tokens);
     }
     layer.w = {Get(prefix + "router"), Get(prefix + "experts.gate_up"), Get(prefix + "experts.down"), {}, {}};
     if (spec.shared_width() > 0)

@@ -11,7 +11,7 @@ TEST(Layer, AStepAsksNothingOfTheHeapOnceTheArenaHasItsSize) {
       LayerOptions options{.D = 24, .format = format, .threads = 2};
       options.config.executor = executor;
       options.config.num_shared_experts = 1;
-      options.config.router.capacity_factor = 1;
+      options.config.router.capacity.factor = 1;
       Layer layer(options);
       Rng rng(5);
       const int64_t T = 300;
@@ -24,8 +24,9 @@ TEST(Layer, AStepAsksNothingOfTheHeapOnceTheArenaHasItsSize) {
       const auto step = [&] {
         layer.arena().Reset();
         MoeSaved saved;
-        const bool ok = layer.layer().Forward(x_view, valid, {y.data(), T, 24}, &saved, &aux, nullptr, layer.ctx()) &&
-                        layer.layer().Forward(x_view, valid, {y.data(), T, 24}, nullptr, &aux, nullptr, layer.ctx());
+        const bool ok =
+            layer.layer().Forward(x_view, {.valid = valid}, {y.data(), T, 24}, &saved, &aux, nullptr, layer.ctx()) &&
+            layer.layer().Forward(x_view, {.valid = valid}, {y.data(), T, 24}, nullptr, &aux, nullptr, layer.ctx());
         layer.layer().Backward(x_view, saved, d_y_view, 1, {d_x.data(), T, 24}, layer.ctx());
         return ok;
       };

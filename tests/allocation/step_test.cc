@@ -38,8 +38,8 @@ class Steps : public testing::TestWithParam<Case> {
                     .expert_width = 48,
                     .shared_experts = 1,
                     .shared_expert_width = 32,
-                    .capacity_factor = GetParam().capacity ? 1.25 : 0,
                     .executor = GetParam().executor};
+    recipe.router.config.capacity.factor = GetParam().capacity ? 1.25 : 0;
     recipe.train.steps = 100;
     recipe.train.batch_tokens = 128, recipe.train.micro_batch_tokens = 64, recipe.train.context = 32;
     recipe.train.min_lr = 1e-4;

@@ -76,10 +76,10 @@ TEST_F(TrainBadInput, Recipes) {
   ExpectFails(with("experts = 4", "experts = 0"), 1, line(7, "model.experts"), "got 0, expected 1 or more");
   ExpectFails(with("heads = 2", "heads = 32"), 1, Recipe("model.head_width"), "got 1, expected an even number");
   ExpectFails(with("heads = 2", "heads = 5"), 1, line(5, "model.heads"), "got 5, expected a divisor of model.hidden 32");
-  ExpectFails(with("capacity_factor = 1.25", "capacity_factor = 0"), 1, line(10, "model.capacity_factor"),
-              "got 0, expected a number above 0");
-  ExpectFails(with("capacity_factor = 1.25", "capacity_factor = -1"), 1, line(10, "model.capacity_factor"),
-              "got -1, expected a number above 0");
+  ExpectFails(with("capacity_factor = 1.25", "capacity_factor = -1"), 1, line(28, "router.capacity_factor"),
+              "got -1, expected a number of at least 0");
+  ExpectFails(with("capacity_factor = 1.25", "policy = \"best\""), 1, line(28, "router.policy"),
+              "got 'best', expected one of mixtral, olmoe");
   ExpectFails(with("expert_width = 16", "expert_width = 20"), 1, dir_ / "r.toml: layer 0: expert_width", "multiple of 16");
   ExpectFails(with("top_k = 2", "top_k = 1"), 1, dir_ / "r.toml: layer 0: top_k", "the router would get no gradient");
   ExpectFails(with("[train]", "[train"), 1, dir_ / "r.toml" + std::string(":19"), "got invalid TOML");
@@ -96,8 +96,7 @@ TEST_F(TrainBadInput, Flags) {
   ExpectFails(Train({"--set", "train.rl=1"}), 2, "--set", "the nearest is train.lr");
   ExpectFails(Train({"--set", "train.lr=-1"}), 2, "--set train.lr", "got -1, expected a number above 0");
   const std::vector<std::tuple<const char*, const char*, const char*>> sets = {
-      {"model.capacity_factor=0", "--set model.capacity_factor", "got 0, expected a number above 0"},
-      {"model.capacity_factor=-1", "--set model.capacity_factor", "got -1, expected a number above 0"},
+      {"router.capacity_factor=-1", "--set router.capacity_factor", "got -1, expected a number of at least 0"},
       {"model.top_k=0", "--set model.top_k", "got 0, expected a whole number in 1.."},
       {"model.top_k=5", "--set model.top_k", "got 5, expected at most model.experts 4"},
       {"model.experts=0", "--set model.experts", "got 0, expected 1 or more"},

@@ -18,7 +18,7 @@ void ExpectNeedsWhatInspectSays(const std::string& ffn, const std::string& dtype
                           "train.micro_batch_tokens=2048", "train.steps=3"})
     arguments.insert(arguments.end(), {"--set", set});
   arguments.insert(arguments.end(), {"--set", "model.ffn=" + ffn, "model.hidden=" + width, "model.expert_width=" + width});
-  if (ffn != "moe") arguments.insert(arguments.end(), {"--set", "model.capacity_factor="});
+  if (ffn != "moe") arguments.insert(arguments.end(), {"--set", "router.capacity_factor="});
   const RunResult trained = RunMoe(arguments);
   ASSERT_EQ(trained.exit_code, 0) << trained.err;
   const RunResult inspected = RunMoe({"inspect", "--model", dir / "run", "--rows", "2048", "--json", "-"});

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "moe/mixture/capacity.h"
 #include "testing/matchers.h"
 #include "testing/random.h"
 
@@ -15,7 +16,7 @@ namespace {
 struct OwnedRouting {
   std::vector<int32_t> slot_begin{0}, expert;
   std::vector<float> gate;
-  Routing view() const { return {.slot_begin = slot_begin, .expert = expert, .gate = gate}; }
+  Routing view() { return {.slot_begin = slot_begin, .expert = expert, .gate = gate}; }
 };
 OwnedRouting RandomRouting(Rng& rng, int64_t T, int64_t k, int64_t E, bool ragged) {
   OwnedRouting out;
@@ -31,6 +32,14 @@ OwnedRouting RandomRouting(Rng& rng, int64_t T, int64_t k, int64_t E, bool ragge
     out.slot_begin.push_back(static_cast<int32_t>(out.expert.size()));
   }
   return out;
+}
+
+// The first `capacity` slots of every expert.
+std::vector<uint8_t> Kept(const std::vector<int32_t>& expert, int64_t E, int64_t capacity) {
+  std::vector<uint8_t> kept;
+  std::vector<int64_t> count(static_cast<size_t>(E));
+  for (const int32_t e : expert) kept.push_back(capacity == kNoCapacity || count[static_cast<size_t>(e)]++ < capacity ? 1 : 0);
+  return kept;
 }
 
 struct Context {
@@ -77,11 +86,11 @@ TEST(DispatchPlan, IsTheStableSortOfItsSlotsWithAndWithoutCapacity) {
     // Every 10th has several chunks of tokens.
     const int64_t T = seed % 10 == 9 ? 1500 + rng.Below(600) : rng.Below(50);
     const int64_t k = 1 + rng.Below(4), E = k + rng.Below(9);
-    const OwnedRouting routing = RandomRouting(rng, T, k, E, seed % 3 == 0);
+    OwnedRouting routing = RandomRouting(rng, T, k, E, seed % 3 == 0);
     for (const int64_t capacity : {kNoCapacity, int64_t{0}, rng.Below(T + 1), T + 5, INT64_MAX}) {
       for (Context* c : {&serial, &parallel}) {
         c->arena.Reset();
-        ExpectPlanOf(BuildDispatchPlan(routing.view(), E, capacity, c->ctx), routing, E, capacity);
+        ExpectPlanOf(BuildDispatchPlan(routing.view(), E, Kept(routing.expert, E, capacity), c->ctx), routing, E, capacity);
       }
     }
   }
@@ -90,8 +99,8 @@ TEST(DispatchPlan, IsTheStableSortOfItsSlotsWithAndWithoutCapacity) {
 TEST(DispatchPlan, DroplessKeepsEverySlotOnce) {
   Context c;
   Rng rng(3);
-  const OwnedRouting routing = RandomRouting(rng, 100, 3, 7, false);
-  const DispatchPlan plan = BuildDispatchPlan(routing.view(), 7, kNoCapacity, c.ctx);
+  OwnedRouting routing = RandomRouting(rng, 100, 3, 7, false);
+  const DispatchPlan plan = BuildDispatchPlan(routing.view(), 7, {}, c.ctx);
   EXPECT_EQ(plan.num_dropped, 0);
   std::vector<int> seen(routing.expert.size());
   for (int64_t e = 0; e < 7; ++e) {
@@ -109,41 +118,17 @@ TEST(DispatchPlan, DroplessKeepsEverySlotOnce) {
 
 TEST(DispatchPlan, NoExpertRowIsTakenByASlotThatCameTooLate) {
   Context c;
-  const OwnedRouting routing{{0, 2, 4, 6}, {1, 0, 1, 0, 1, 2}, {1, 1, 1, 1, 1, 1}};
-  const DispatchPlan plan = BuildDispatchPlan(routing.view(), 3, 2, c.ctx);
+  OwnedRouting routing{{0, 2, 4, 6}, {1, 0, 1, 0, 1, 2}, {1, 1, 1, 1, 1, 1}};
+  const DispatchPlan plan = BuildDispatchPlan(routing.view(), 3, Kept(routing.expert, 3, 2), c.ctx);
   ExpectSameBits(plan.slot_row, std::vector<int32_t>{2, 0, 3, 1, -1, 4});
   EXPECT_EQ(plan.num_dropped, 1);
 }
 
-TEST(DispatchPlan, NegativeCapacityIsOurBug) {
+TEST(DispatchPlan, KeptOfAnotherRoutingIsOurBug) {
   ThrowingChecks guard;
   Context c;
-  const OwnedRouting routing{{0, 1}, {0}, {1}};
-  EXPECT_THROW(BuildDispatchPlan(routing.view(), 1, -2, c.ctx), CheckError);
-}
-
-TEST(ExpertCapacity, IsTheFormulaRoundedUp) {
-  EXPECT_EQ(ExpertCapacity(1.2, 10, 2, 4), 6);     // exactly 6
-  EXPECT_EQ(ExpertCapacity(1.25, 10, 2, 4), 7);    // 6.25
-  EXPECT_EQ(ExpertCapacity(1.0, 10, 2, 3), 7);     // 6.67: T k is no multiple of E
-  EXPECT_EQ(ExpertCapacity(1.0, 3, 1, 8), 1);      // fewer tokens than experts
-  EXPECT_EQ(ExpertCapacity(0.01, 3, 1, 8), 1);     // at least one row
-  EXPECT_EQ(ExpertCapacity(2.0, 0, 2, 4), 1);      // no tokens
-  EXPECT_EQ(ExpertCapacity(100.0, 5, 1, 2), 250);  // more than there are tokens
-}
-
-// Whole in decimal, a hair above in binary: 1.1 * 10 = 11.000000000000002.
-TEST(ExpertCapacity, IsNotRoundedUpByTheBinaryTailOfADecimalFactor) {
-  for (int64_t tenths = 1; tenths <= 100; ++tenths) {
-    for (int64_t rows = 1; rows <= 60; ++rows) {
-      // factor * tokens * k / experts with tokens = 10 rows, k = 1, experts = 1: whole
-      EXPECT_EQ(ExpertCapacity(static_cast<double>(tenths) / 10, 10 * rows, 1, 1), tenths * rows);
-    }
-  }
-}
-
-TEST(ExpertCapacity, HugeFactorsDoNotOverflow) {
-  EXPECT_EQ(ExpertCapacity(1e300, 1 << 20, 8, 1), INT64_MAX);
+  OwnedRouting routing{{0, 1}, {0}, {1}};
+  EXPECT_THROW(BuildDispatchPlan(routing.view(), 1, std::vector<uint8_t>{1, 1}, c.ctx), CheckError);
 }
 
 }  // namespace

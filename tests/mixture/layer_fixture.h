@@ -58,7 +58,8 @@ class Layer {
   Status Forward(const std::vector<float>& x, const std::vector<uint8_t>& valid, LayerStep& step, MoeSaved* saved) {
     const int64_t D = options_.D, T = static_cast<int64_t>(x.size()) / D;
     step.y.assign(x.size(), -7.0f);
-    MOE_TRY(layer_.Forward({x.data(), T, D}, valid, {step.y.data(), T, D}, saved, &step.aux, &step.num_dropped, ctx_));
+    MOE_TRY(
+        layer_.Forward({x.data(), T, D}, {.valid = valid}, {step.y.data(), T, D}, saved, &step.aux, &step.num_dropped, ctx_));
     step.tokens_per_expert.assign(step.aux.tokens_per_expert.begin(), step.aux.tokens_per_expert.end());
     return {};
   }
@@ -91,7 +92,8 @@ class Layer {
       Parameter* p = store_.Find(std::string("moe.") + name);
       return p == nullptr ? std::vector<float>() : Floats(p->grad.span());
     };
-    step.d_w = {grad("router"), grad("experts.gate_up"), grad("experts.down"), grad("shared.gate_up"), grad("shared.down")};
+    step.d_w = {grad("router"),         grad("experts.gate_up"), grad("experts.down"),
+                grad("shared.gate_up"), grad("shared.down"),     grad("router_bias")};
     return step;
   }
 
@@ -100,7 +102,8 @@ class Layer {
       Parameter* p = store_.Find(std::string("moe.") + name);
       return p == nullptr ? std::vector<float>() : Floats(p->value.span());
     };
-    return {value("router"), value("experts.gate_up"), value("experts.down"), value("shared.gate_up"), value("shared.down")};
+    return {value("router"),         value("experts.gate_up"), value("experts.down"),
+            value("shared.gate_up"), value("shared.down"),     value("router_bias")};
   }
   // capacity as training would set it.
   template <class Real>
@@ -116,7 +119,7 @@ class Layer {
     const RouterConfig& rc = options_.config.router;
     int64_t tokens = 0;
     for (int64_t t = 0; t < twin.T; ++t) tokens += twin.IsToken(t) ? 1 : 0;
-    if (rc.capacity_factor > 0) twin.capacity = ExpertCapacity(rc.capacity_factor, tokens, rc.top_k, rc.num_experts);
+    if (rc.capacity.factor > 0) twin.capacity = ExpertCapacity(rc, rc.capacity.factor, tokens);
     return twin;
   }
 

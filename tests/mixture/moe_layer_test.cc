@@ -34,9 +34,14 @@ std::vector<Case> Cases() {
     c.options.config.router.top_k = 4;
   }
   {
+    Case& c = add("router_bias");
+    c.options.config.router.bias = true;
+    c.valid = {1, 0, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 0};
+  }
+  {
     Case& c = add("many_experts_of_a_token");  // more than combine adds up at once
     c.options.config.router.num_experts = 40, c.options.config.router.top_k = 35;
-    c.options.config.num_shared_experts = 1, c.T = 5, c.options.D = 70, c.options.config.router.capacity_factor = 0.8;
+    c.options.config.num_shared_experts = 1, c.T = 5, c.options.D = 70, c.options.config.router.capacity.factor = 0.8;
   }
   {
     Case& c = add("shared");
@@ -44,11 +49,11 @@ std::vector<Case> Cases() {
   }
   {
     Case& c = add("drops");
-    c.options.config.router.capacity_factor = 0.7;
+    c.options.config.router.capacity.factor = 0.7;
   }
   {
     Case& c = add("raw_drops_shared_padding");
-    c.options.config.router.normalize = false, c.options.config.router.capacity_factor = 0.6;
+    c.options.config.router.normalize = false, c.options.config.router.capacity.factor = 0.6;
     c.options.config.num_shared_experts = 1, c.options.config.shared_expert_width = 32;
     c.valid = {1, 0, 1, 1, 0, 0, 1, 1, 1, 1, 1, 0, 0};
   }
@@ -115,6 +120,7 @@ void ExpectGradients(const MoeTwinWeights<float>& got, const MoeTwinWeights<Boun
   ExpectWithinBounds(got.down, want.down);
   ExpectWithinBounds(got.shared_gate_up, want.shared_gate_up);
   ExpectWithinBounds(got.shared_down, want.shared_down);
+  ExpectWithinBounds(got.router_bias, want.router_bias);
 }
 
 class LayerAgainstTwin : public testing::TestWithParam<Case> {};
@@ -169,7 +175,8 @@ TEST_P(LayerAgainstTwin, TheTwinsOwnGradientsAreRight) {
   const auto inputs = [&](std::vector<Var>& v) {
     for (Var& x : v) x = tape.Input(x.value);
   };
-  for (auto* v : {&taped.x, &taped.w.router, &taped.w.gate_up, &taped.w.down, &taped.w.shared_gate_up, &taped.w.shared_down}) {
+  for (auto* v : {&taped.x, &taped.w.router, &taped.w.gate_up, &taped.w.down, &taped.w.shared_gate_up, &taped.w.shared_down,
+                  &taped.w.router_bias}) {
     inputs(*v);
   }
   taped.Forward();
@@ -198,6 +205,7 @@ TEST_P(LayerAgainstTwin, TheTwinsOwnGradientsAreRight) {
     }
   };
   check("x", taped.x, twin.d_x, by_difference.x);
+  check("router_bias", taped.w.router_bias, twin.d_w.router_bias, by_difference.w.router_bias);
   check("router", taped.w.router, twin.d_w.router, by_difference.w.router);
   check("gate_up", taped.w.gate_up, twin.d_w.gate_up, by_difference.w.gate_up);
   check("down", taped.w.down, twin.d_w.down, by_difference.w.down);

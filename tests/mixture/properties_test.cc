@@ -57,7 +57,7 @@ TEST(LayerProperties, ExecutorsAgreeBitForBitForwardAndBackward) {
     SCOPED_TRACE(seed);
     Rng rng(seed);
     LayerOptions options = RandomOptions(rng);
-    if (rng.Below(3) != 0) options.config.router.capacity_factor = 0.3 + rng.Uniform() * 1.5;
+    if (rng.Below(3) != 0) options.config.router.capacity.factor = 0.3 + rng.Uniform() * 1.5;
     const int64_t T = rng.Below(40);
     const auto x = NormalFloats(T * options.D, rng), d_y = NormalFloats(T * options.D, rng);
     const auto valid = RandomValid(T, rng);
@@ -102,7 +102,7 @@ TEST(LayerProperties, BitwiseTheSameForOneToFourThreads) {
     Rng rng(seed + 1000);
     LayerOptions options = RandomOptions(rng);
     options.config.executor = kExecutors[seed % 4];
-    if (seed % 3 == 0) options.config.router.capacity_factor = 1;
+    if (seed % 3 == 0) options.config.router.capacity.factor = 1;
     const int64_t T = 500 + rng.Below(500);  // several chunks of every kind
     const auto x = NormalFloats(T * options.D, rng), d_y = NormalFloats(T * options.D, rng);
     const auto valid = RandomValid(T, rng);
@@ -169,7 +169,7 @@ TEST(LayerProperties, ABatchIsItsTokensOneByOne) {
     SCOPED_TRACE(seed);
     Rng rng(seed);
     LayerOptions options = RandomOptions(rng);
-    options.config.router.capacity_factor = 0.5;  // inference never drops
+    options.config.router.capacity.factor = 0.5;  // inference never drops
     options.config.executor = kExecutors[seed % 4];
     const auto D = static_cast<size_t>(options.D);
     const auto x = NormalFloats(8 * options.D, rng);
@@ -290,9 +290,9 @@ TEST(LayerProperties, WrongShapesAreOurBug) {
   EXPECT_THROW((void)layer.layer().Forward({x.data(), 3, 8}, {}, {y.data(), 2, 8}, &saved, nullptr, nullptr, layer.ctx()),
                CheckError);
   const std::vector<uint8_t> short_flags(2, 1);
-  EXPECT_THROW(
-      (void)layer.layer().Forward({x.data(), 3, 8}, short_flags, {y.data(), 3, 8}, &saved, nullptr, nullptr, layer.ctx()),
-      CheckError);
+  EXPECT_THROW((void)layer.layer().Forward({x.data(), 3, 8}, {.valid = short_flags}, {y.data(), 3, 8}, &saved, nullptr, nullptr,
+                                           layer.ctx()),
+               CheckError);
 }
 
 }  // namespace

@@ -24,12 +24,12 @@ struct Router {
   // The routing lives as long as this, or until the arena is reset.
   Result<Routing> Run(const std::vector<float>& logits, const std::vector<uint8_t>& valid = {}, RouterSaved* saved = nullptr) {
     const int64_t E = config.num_experts;
-    return Route(config, {logits.data(), static_cast<int64_t>(logits.size()) / E, E}, valid, saved, ctx);
+    return Route(config, {.logits = {logits.data(), static_cast<int64_t>(logits.size()) / E, E}, .valid = valid}, saved, ctx);
   }
   std::vector<float> Back(const Routing& routing, const RouterSaved& saved, const std::vector<float>& d_gate,
                           float loss_scale = 1) {
     std::vector<float> d_logits(static_cast<size_t>(saved.probs.size()), -7.0f);
-    RouteBackward(config, routing, saved, d_gate, loss_scale, {d_logits.data(), saved.probs.rows, saved.probs.cols}, ctx);
+    RouteBackward(config, routing, saved, {}, d_gate, loss_scale, {d_logits.data(), saved.probs.rows, saved.probs.cols}, ctx);
     return d_logits;
   }
 

@@ -22,18 +22,72 @@ TEST(ValidateRouter, NamesTheKeyWhatItGotAndWhatItExpected) {
   EXPECT_EQ(message({.num_experts = -3}), "[r.toml: experts] got -3, expected at least 1");
   EXPECT_EQ(message({.num_experts = 4, .top_k = 5}), "[r.toml: top_k] got 5, expected 1..4, the number of experts");
   EXPECT_EQ(message({.num_experts = 4, .top_k = 0}), "[r.toml: top_k] got 0, expected 1..4, the number of experts");
-  EXPECT_EQ(message({.capacity_factor = -1}),
-            "[r.toml: capacity_factor] got -1, expected a positive number, or 0 for dropless");
-  EXPECT_EQ(message({.capacity_factor = NAN}),
-            "[r.toml: capacity_factor] got nan, expected a positive number, or 0 for dropless");
-  EXPECT_EQ(message({.balance_loss = -0.5}), "[r.toml: balance_loss] got -0.5, expected 0 or a positive number");
-  EXPECT_EQ(message({.z_loss = INFINITY}), "[r.toml: z_loss] got inf, expected 0 or a positive number");
+  EXPECT_EQ(message({.capacity = {.factor = -1}}), "[r.toml: capacity_factor] got -1, expected a number of at least 0");
+  EXPECT_EQ(message({.capacity = {.factor = NAN}}), "[r.toml: capacity_factor] got nan, expected a number of at least 0");
+  EXPECT_EQ(message({.balance_loss = -0.5}), "[r.toml: balance_loss] got -0.5, expected a number of at least 0");
+  EXPECT_EQ(message({.z_loss = INFINITY}), "[r.toml: z_loss] got inf, expected a number of at least 0");
+}
+
+TEST(ParsePolicy, AnyBytesGiveAPolicyOrOneLine) {
+  Rng rng(9);
+  std::vector<std::string> words = {"=", ",", "true", "1e309", "-0", "nan", "99999999999999999999", "top_k=", "score=sigmoid,"};
+  for (const std::string_view name : PolicyNames()) words.emplace_back(name);
+  const RouterConfig any;
+  VisitRouter(any, [&](std::string_view name, const auto&, const auto&) { words.push_back(std::string(name) + "="); });
+  int good = 0;
+  for (int i = 0; i < 20000; ++i) {
+    std::string text;
+    for (int64_t n = rng.Below(6); n > 0; --n) {
+      text += rng.Below(8) == 0 ? RandomBytes(rng.Below(5), rng) : words[static_cast<size_t>(rng.Below(std::ssize(words)))];
+    }
+    const auto policy = ParsePolicy(text, 1 + rng.Below(64), "p");
+    if (policy) {
+      ++good;
+      EXPECT_TRUE(Validate(*policy, "p"));
+    } else {
+      EXPECT_EQ(policy.error().Message().find('\n'), std::string::npos) << policy.error().Message();
+    }
+  }
+  EXPECT_GT(good, 500);
+}
+
+TEST(ValidateRouter, RefusesWhatDoesNotGoTogether) {
+  const auto message = [](const std::string& policy, int64_t E = 8) {
+    const auto parsed = ParsePolicy(policy, E, "p");
+    return parsed ? std::string() : parsed.error().Message();
+  };
+  const std::vector<std::pair<const char*, const char*>> bad = {
+      {"groups=3", "[p: groups] got 3, expected a divisor of the 8 experts"},
+      {"groups=8,top_groups=2,group_score=sum_of_two", "[p: groups] got 8 of one expert, expected two or more in each"},
+      {"groups=2,top_groups=3", "[p: top_groups] got 3, expected 1..2"},
+      {"groups=4,top_groups=1,top_k=3", "[p: top_k] got 3, expected 1..2, the experts of 1 groups"},
+      {"score=sparsemixer,normalize=false,top_k=3", "[p: top_k] got 3, expected 1 or 2"},
+      {"score=sparsemixer", "[p: normalize] got true with sparsemixer"},
+      {"score=relu,selection=hash", "[p: selection] got hash with relu"},
+      {"score=relu,groups=2,top_groups=2", "[p: groups] got 2 with relu"},
+      {"selection=sinkhorn,balance_bias=sign", "[p: balance_bias] got sign with sinkhorn"},
+      {"selection=sinkhorn,score=topk_softmax", "[p: score] got topk_softmax with sinkhorn"},
+      {"selection=expert_choice,score=topk_softmax", "[p: score] got topk_softmax with expert_choice"},
+      {"selection=expert_choice", "[p: normalize] got true with expert_choice"},
+      {"selection=expert_choice,normalize=false,capacity_factor=1", "[p: capacity_factor] got 1 with expert_choice"},
+      {"normalize=false,normalize_after_drop=true", "[p: normalize_after_drop] got true without normalize"},
+      {"noise=gaussian", "[p: noise_scale] got 0 with noise gaussian, expected a number above 0"},
+      {"noise_scale=1", "[p: noise_scale] got 1 with noise none, expected 0"},
+      {"noise=jitter,noise_scale=1", "[p: noise_scale] got 1, expected less than 1"},
+      {"noise=gumbel,noise_scale=1,balance_bias=sign", "[p: noise] got gumbel"},
+      {"target_drop=0.1", "[p: target_drop] got 0.1 without capacity_factor"},
+      {"target_drop=0.1,capacity_factor=9", "[p: capacity_factor] got 9, expected 1..4"},
+      {"score=sigmoid,top_k=1", "[p: top_k] got 1 with gates that sum to 1"},
+      {"target_drop=1", "[p: target_drop] got 1, expected a number of at least 0 and below 1"},
+  };
+  for (const auto& [policy, want] : bad) EXPECT_TRUE(message(policy).starts_with(want)) << policy << ": " << message(policy);
+  for (const std::string_view name : PolicyNames()) EXPECT_EQ(message(std::string(name), 64), "") << name;
 }
 
 TEST(RouterScore, EveryOneHasANameOfItsOwn) {
-  EXPECT_EQ(Name(RouterScore::kSoftmax), "softmax");
-  EXPECT_EQ(Name(RouterScore::kTopKSoftmax), "topk_softmax");
-  for (const auto& [name, score] : kRouterScores) EXPECT_EQ(Name(score), name);
+  EXPECT_EQ(NameIn(kRouterScores, RouterScore::kSoftmax), "softmax");
+  EXPECT_EQ(NameIn(kRouterScores, RouterScore::kTopKSoftmax), "topk_softmax");
+  for (const auto& [name, score] : kRouterScores) EXPECT_EQ(NameIn(kRouterScores, score), name);
 }
 
 TEST(ValidateMoe, WidthsAreMultiplesOf16) {
@@ -99,7 +153,7 @@ TEST(Route, ProbabilitiesMayTakeTheLogitsPlace) {
   std::vector<float> memory = logits;
   in_place.probs = {memory.data(), 130, 7};
   const Routing one = a.Run(logits, {}, &apart).value();
-  const Routing other = Route(b.config, in_place.probs, {}, &in_place, b.ctx).value();
+  const Routing other = Route(b.config, {.logits = in_place.probs}, &in_place, b.ctx).value();
   ExpectSameBits(Floats(std::span(apart.probs.data, logits.size())), memory);
   ExpectSameBits(one.gate, other.gate);
   ExpectSameBits(one.expert, other.expert);

@@ -85,7 +85,7 @@ TEST(Traps, Trap14_CapacityZeroDropsEverything) {
   Router router({.num_experts = 4, .top_k = 2});
   Rng rng(14);
   const Routing routing = router.Run(NormalFloats(7 * 4, rng)).value();
-  const DispatchPlan plan = BuildDispatchPlan(routing, 4, 0, router.ctx);
+  const DispatchPlan plan = BuildDispatchPlan(routing, 4, std::vector<uint8_t>(routing.expert.size()), router.ctx);
   EXPECT_EQ(plan.num_rows(), 0);
   EXPECT_EQ(plan.num_dropped, 14);
   for (const int32_t row : plan.slot_row) EXPECT_EQ(row, -1);
@@ -98,7 +98,7 @@ TEST(Traps, Trap14_CapacityBeyondTheTokensIsDropless) {
     LayerOptions options;
     options.config.executor = executor;
     const LayerStep dropless = Layer(options).Train(x, d_y);
-    options.config.router.capacity_factor = 50;  // 175 rows
+    options.config.router.capacity.factor = 50;  // 175 rows
     const LayerStep roomy = Layer(options).Train(x, d_y);
     EXPECT_EQ(roomy.num_dropped, 0);
     ExpectSameBits(roomy.y, dropless.y);
@@ -113,7 +113,7 @@ TEST(Traps, Trap14_NoTokensOneTokenAndFewerTokensThanExperts) {
       for (const size_t T : {0, 1, 3}) {
         LayerOptions options;
         options.config.router.num_experts = 11;
-        options.config.router.capacity_factor = capacity_factor;
+        options.config.router.capacity.factor = capacity_factor;
         options.config.num_shared_experts = 1;
         options.config.executor = executor;
         Layer layer(options);

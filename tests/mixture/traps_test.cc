@@ -96,7 +96,7 @@ TEST(Traps, Trap03_RenormalisedGateGradientSumsOverAllChosenDroppedOnesToo) {
 
 LayerOptions DroppingOptions() {
   LayerOptions options;
-  options.config.router = WithoutLosses({.num_experts = 4, .top_k = 1, .normalize = false, .capacity_factor = 0.5});
+  options.config.router = WithoutLosses({.num_experts = 4, .top_k = 1, .normalize = false, .capacity = {.factor = 0.5}});
   return options;
 }
 
@@ -311,7 +311,7 @@ TEST(Traps, Trap07_PaddingIsInNoCounterAndNoLoss) {
 
 TEST(Traps, Trap07_PaddingTakesNoCapacity) {
   LayerOptions options;
-  options.config.router = {.num_experts = 2, .top_k = 1, .normalize = false, .capacity_factor = 1};
+  options.config.router = {.num_experts = 2, .top_k = 1, .normalize = false, .capacity = {.factor = 1}};
   Layer layer(options);
   Rng rng(12);
   constexpr size_t T = 12, D = 8;

@@ -59,7 +59,7 @@ std::vector<Case> Cases() {
   add("capacity drops, strong losses", [](Case& c) {
     for (size_t l = 0; l < 2; ++l) {
       RouterConfig& router = MoeOf(c.config, l).router;
-      router.capacity_factor = 0.6, router.balance_loss = 0.5, router.z_loss = 0.2;
+      router.capacity.factor = 0.6, router.balance_loss = 0.5, router.z_loss = 0.2;
     }
     MoeOf(c.config, 0).executor = Executor::kBlockSparse;
     MoeOf(c.config, 1).executor = Executor::kPadded;

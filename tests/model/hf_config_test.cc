@@ -107,7 +107,7 @@ TEST(HfConfig, EveryConfigComesBackAsItWas) {
       EXPECT_EQ(got.moe.router.top_k, want.moe.router.top_k);
       EXPECT_EQ(got.moe.router.score, want.moe.router.score);
       EXPECT_EQ(got.moe.router.normalize, want.moe.router.normalize);
-      EXPECT_EQ(got.moe.router.capacity_factor, want.moe.router.capacity_factor);
+      EXPECT_EQ(got.moe.router.capacity.factor, want.moe.router.capacity.factor);
       EXPECT_EQ(got.moe.router.balance_loss, want.moe.router.balance_loss);
       EXPECT_EQ(got.moe.router.z_loss, want.moe.router.z_loss);
       EXPECT_EQ(got.moe.expert_width, want.moe.expert_width);
@@ -200,19 +200,43 @@ TEST(HfConfig, WhatWeCannotDoIsOneLine) {
             "[config.json] eos_token_id: got \"</s>\", expected a token id or a list of them");
 }
 
-TEST(HfConfig, EveryRouterScoreIsReadAndWritten) {
+TEST(HfConfig, EveryPolicyIsReadAndWritten) {
   ModelConfig config = PresetConfig("olmoe-1b-7b").value();
-  config.layers.back().moe.num_shared_experts = 1;  // no public family: moe_cpp
-  for (const auto& [name, score] : kRouterScores) {
-    config.layers.back().moe.router.score = score;
-    json object = json::parse(HfConfigText(config, DType::kF32));
-    json& written = object["layers"].back()["scoring_func"];
-    EXPECT_EQ(written, name);
-    EXPECT_EQ(ParseHfConfig(object, "config.json")->layers.back().moe.router.score, score);
-    written = "sigmoid";
-    EXPECT_TRUE(TextOf(object).ends_with("scoring_func: got \"sigmoid\", expected \"softmax\" or \"topk_softmax\""))
-        << TextOf(object);
+  RouterConfig router;
+  const auto set = [&] {
+    for (LayerSpec& layer : config.layers) layer.moe.router = router;
+  };
+  for (const std::string_view name : PolicyNames()) {
+    SCOPED_TRACE(name);
+    router = ParsePolicy(name, 64, "test").value();
+    set();
+    const json object = json::parse(HfConfigText(config, DType::kF32));
+    const auto read = ParseHfConfig(object, "config.json");
+    ASSERT_TRUE(read) << read.error().Message();
+    EXPECT_EQ(read->layers.back().moe.router, router);
+    // Only what all who read the format compute goes by the family's name.
+    const bool plain = AsServed(router) == PlainRouter(64, router.top_k, router.normalize);
+    EXPECT_EQ(object["model_type"], plain ? "olmoe" : "moe_cpp");
   }
+  router = ParsePolicy("deepseek-v3", 64, "test").value();
+  set();
+  const json object = json::parse(HfConfigText(config, DType::kF32));
+  const auto error_with = [&](const char* key, const json& value) {
+    json changed = object;
+    changed["layers"].back()["router"][key] = value;
+    return TextOf(changed);
+  };
+  EXPECT_TRUE(error_with("score", "sine")
+                  .ends_with("router] score: got \"sine\", expected \"softmax\" or \"topk_softmax\" or "
+                             "\"sigmoid\" or \"sqrt_softplus\" or \"sparsemixer\" or \"relu\""));
+  EXPECT_NE(error_with("scale", "1").find("router] scale: got \"1\", expected a number"), std::string::npos);
+  EXPECT_NE(error_with("groups", 2.5).find("router] groups: got 2.5, expected an integer"), std::string::npos);
+  EXPECT_NE(error_with("normalize", 1).find("router] normalize: got 1, expected true or false"), std::string::npos);
+  EXPECT_NE(error_with("skale", 1).find("router] got the unknown key \"skale\""), std::string::npos);
+  EXPECT_NE(error_with("groups", 7).find(": groups] got 7, expected a divisor of the 64 experts"), std::string::npos);
+  json changed = object;
+  changed["layers"].back()["router"] = 3;
+  EXPECT_NE(TextOf(changed).find("router] got 3, expected an object"), std::string::npos);
 }
 
 TEST(HfConfig, IsFoundByFolderFileOrName) {

@@ -35,12 +35,12 @@ std::vector<Case> Cases() {
   add("padded buckets, QkNorm of whole rows, widths off the panel", [](ModelConfig& c) {
     c.qk_norm = QkNorm::kWhole, c.hidden = 120;
     for (LayerSpec& layer : c.layers) {
-      layer.moe.router.capacity_factor = 1.25, layer.moe.executor = Executor::kPadded, layer.moe.expert_width = 80;
+      layer.moe.router.capacity.factor = 1.25, layer.moe.executor = Executor::kPadded, layer.moe.expert_width = 80;
     }
   });
   add("buckets of more rows than tokens", [](ModelConfig& c) {
     for (LayerSpec& layer : c.layers) {
-      layer.moe.router.capacity_factor = 8, layer.moe.executor = Executor::kPadded;
+      layer.moe.router.capacity.factor = 8, layer.moe.executor = Executor::kPadded;
     }
   });
   add("blocks", [](ModelConfig& c) {
@@ -119,7 +119,7 @@ TEST(Memory, ParametersAreCountedExactly) {
 
 TEST(Memory, HugeCapacityFactorsDoNotOverflow) {
   ModelConfig config = Cases()[0].config, dropless = config;
-  for (LayerSpec& layer : config.layers) layer.moe.router.capacity_factor = 1e300;
+  for (LayerSpec& layer : config.layers) layer.moe.router.capacity.factor = 1e300;
   EXPECT_EQ(TrainingMemory(config, DType::kBf16, 64).total(), TrainingMemory(dropless, DType::kBf16, 64).total());
   for (LayerSpec& layer : config.layers) layer.moe.executor = Executor::kPadded;
   EXPECT_GT(TrainingMemory(config, DType::kBf16, 64).total(), int64_t{1} << 40);  // more than any machine: refused

@@ -29,7 +29,7 @@ TEST(TorchOracle, GradientsEqualAutogradsForEveryFamily) {
   for (HfCase& c : HfCases()) {
     SCOPED_TRACE(c.name);
     for (LayerSpec& layer : c.config.layers) {  // the oracle knows no dropping; make the losses count
-      layer.moe.router.capacity_factor = 0, layer.moe.router.balance_loss = 0.5, layer.moe.router.z_loss = 0.25;
+      layer.moe.router.capacity.factor = 0, layer.moe.router.balance_loss = 0.5, layer.moe.router.z_loss = 0.25;
     }
     const TempDir dir;
     TestContext t(2);

@@ -15,7 +15,7 @@ namespace {
 ModelConfig SmallMoe() {
   ModelConfig config = TinyMoe();
   config.vocab_size = 300, config.hidden = 64, config.head_width = 16, config.context = 160;
-  for (LayerSpec& layer : config.layers) layer.moe.router.num_experts = 6, layer.moe.router.capacity_factor = 1.1;
+  for (LayerSpec& layer : config.layers) layer.moe.router.num_experts = 6, layer.moe.router.capacity.factor = 1.1;
   config.layers[1].moe.num_shared_experts = 1;
   return config;
 }
@@ -83,7 +83,7 @@ TEST(Training, LossIsThatOfEvaluateAndDroppingIsOnlyForTraining) {
   const TinyBatch batch = RandomBatch(config, {60, 33}, 8);
   for (const double capacity_factor : {0.0, 0.5}) {
     SCOPED_TRACE(capacity_factor);
-    for (LayerSpec& layer : config.layers) layer.moe.router.capacity_factor = capacity_factor;
+    for (LayerSpec& layer : config.layers) layer.moe.router.capacity.factor = capacity_factor;
     Model model(config, DType::kBf16, true);
     model.Initialize(3, t.ctx);
     StepStats trained, evaluated;

@@ -53,6 +53,7 @@ TrainState StateOf(int64_t step) {
           .data_digest = "00ff",
           .tokenizer_digest = "11ee",
           .validation_digest = "22dd",
+          .capacity_factors = {-1, 1.0 / 3, 2},
           .kernels = "scalar"};
 }
 
@@ -88,6 +89,7 @@ TEST(Checkpoint, ComesBackBitForBit) {
   EXPECT_EQ(opened->state.best_step, want.best_step);
   EXPECT_EQ(opened->state.metrics_bytes, want.metrics_bytes);
   EXPECT_EQ(opened->state.pending_line, want.pending_line);
+  EXPECT_EQ(opened->state.capacity_factors, want.capacity_factors);
   EXPECT_EQ(opened->state.recipe, want.recipe);
   EXPECT_EQ(opened->state.data_digest, want.data_digest);
   EXPECT_EQ(opened->state.tokenizer_digest, want.tokenizer_digest);

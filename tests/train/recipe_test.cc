@@ -61,9 +61,9 @@ TEST(Recipe, DefaultsAreFilledIn) {
 TEST(Recipe, TextComesBackAsTheSameRecipe) {
   for (const std::vector<std::string>& sets : std::vector<std::vector<std::string>>{
            {},
-           {"model.shared_experts=1", "model.shared_expert_width=48", "model.capacity_factor=1.25", "model.executor=padded"},
+           {"model.shared_experts=1", "model.shared_expert_width=48", "router.capacity_factor=1.25", "model.executor=padded"},
            {"model.dense_layers=[0]", "model.ffn_width=96", "train.weight_decay=1e-7", "train.seed=9223372036854775807"},
-           {"model.ffn=dense-total", "model.score=topk_softmax", "train.dtype=bf16", "data.files=[\"q\\\"\\\\\\u0001.txt\"]"},
+           {"model.ffn=dense-total", "router.score=topk_softmax", "train.dtype=bf16", "data.files=[\"q\\\"\\\\\\u0001.txt\"]"},
            {"tokenizer.kind=bpe", "tokenizer.vocab_size=300", "train.micro_batch_tokens=16", "train.min_lr=0"}}) {
     const auto recipe = Parse(kSmall, {.sets = sets});
     ASSERT_TRUE(recipe) << recipe.error().Message();
@@ -163,9 +163,13 @@ TEST(Recipe, EveryErrorIsOneLineThatNamesFileAndKey) {
        "[--set model.heads] got 3, expected a divisor of model.hidden 64 (or model.head_width)"},
       {"model", "", {"model.head_width=15"}, "[--set model.head_width] got 15, expected an even number"},
       {"model", "", {"model.kv_heads=3"}, "[--set model.kv_heads] got 3, expected a divisor of model.heads 4"},
-      {"model", "capacity_factor = 0", {}, "[r.toml:3 model.capacity_factor] got 0, expected a number above 0"},
-      {"model", "capacity_factor = -1.5", {}, "[r.toml:3 model.capacity_factor] got -1.5, expected a number above 0"},
-      {"model", "normalize = 1", {}, "[r.toml:3 model.normalize] got 1, expected true or false"},
+      {"model",
+       "",
+       {"router.capacity_factor=-1.5"},
+       "[--set router.capacity_factor] got -1.5, expected a number of at least 0"},
+      {"model", "", {"router.normalize=1"}, "[--set router.normalize] got 1, expected true or false"},
+      {"model", "", {"router.policy=best"}, "[--set router.policy] got 'best', expected one of mixtral, olmoe"},
+      {"model", "", {"router.drop=late"}, "[--set router.drop] got 'late', expected \"position\" or \"first_choices\""},
       {"model",
        "ffn = \"dense\"",
        {},
@@ -295,8 +299,9 @@ TEST(Recipe, FirstDifferenceSkipsWhatNumbersDoNotDependOn) {
   EXPECT_EQ(FirstDifference(a, with({"train.lr=0.02"})), "train.lr");
   EXPECT_EQ(FirstDifference(a, with({"train.steps=11"})), "train.steps");
   EXPECT_EQ(FirstDifference(a, with({"train.steps=", "train.minutes=3"})), "");
-  EXPECT_EQ(FirstDifference(a, with({"model.capacity_factor=2"})), "model.capacity_factor");
-  EXPECT_EQ(ValueOf(a, "model.capacity_factor"), "none");
+  EXPECT_EQ(FirstDifference(a, with({"router.capacity_factor=2"})), "router.capacity_factor");
+  EXPECT_EQ(ValueOf(a, "router.capacity_factor"), "0");
+  EXPECT_EQ(FirstDifference(a, with({"router.policy=mixtral", "router.balance_loss=0.01", "router.z_loss=0.001"})), "");
 }
 
 TEST(Recipe, MakesTheModelItDescribes) {

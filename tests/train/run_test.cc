@@ -1,49 +1,16 @@
-#include "moe/train/run.h"
-
 #include <gtest/gtest.h>
 #include <unistd.h>
 
 #include "moe/model/load.h"
 #include "testing/matchers.h"
-#include "tests/train/tiny_run.h"
+#include "tests/train/run_fixture.h"
 
 namespace moe {
 namespace {
 
 using test::ExpectSameRun;
+using test::RunTest;
 using test::TempDir;
-
-class RunTest : public testing::Test {
- protected:
-  RunTest() { test::WriteTinyRun(dir_); }
-
-  std::string Folder(const std::string& name) const { return dir_ / name; }
-
-  Result<RunSummary> Run(const std::string& folder, bool resume = false, RecipeOverrides overrides = {},
-                         RunObserver observer = {}, const KernelTable* table = SupportedKernelTables().front()) {
-    ThreadPool pool(1);
-    Arena arena;
-    ExecContext ctx{pool, arena, *table};
-    return RunTraining(
-        {.recipe = dir_ / "r.toml", .overrides = std::move(overrides), .folder = Folder(folder), .resume = resume}, observer,
-        ctx);
-  }
-  // Runs and expects an error whose place and words these are.
-  void ExpectError(const Result<RunSummary>& result, const std::string& where, const std::string& part) {
-    ASSERT_FALSE(result) << "expected: " << part;
-    EXPECT_EQ(result.error().where, where);
-    EXPECT_NE(result.error().what.find(part), std::string::npos) << result.error().Message();
-    EXPECT_EQ(result.error().Message().find('\n'), std::string::npos);
-  }
-  // Stops once that many steps are done.
-  static RunObserver StopAfter(int64_t steps) {
-    auto done = std::make_shared<int64_t>(0);
-    return {.on_step = [=](const StepMetrics& metrics) { *done = metrics.step; },
-            .stop_requested = [=] { return *done >= steps; }};
-  }
-
-  TempDir dir_;
-};
 
 TEST_F(RunTest, LeavesAModelMetricsAndTheRecipe) {
   std::vector<int64_t> evaluated;
@@ -102,7 +69,7 @@ TEST_F(RunTest, ResumedEqualsNeverStoppedBitForBit) {
 
 TEST_F(RunTest, ResumedEqualsNeverStoppedWhereIdleExpertsAreSkipped) {
   const RecipeOverrides sets{
-      .sets = {"train.skip_idle_experts=true", "model.experts=48", "model.top_k=1", "model.normalize=false"}};
+      .sets = {"train.skip_idle_experts=true", "model.experts=48", "model.top_k=1", "router.normalize=false"}};
   ASSERT_TRUE(Run("whole", false, sets));
   const auto metrics = test::Metrics(Folder("whole"));
   EXPECT_TRUE(std::ranges::any_of(metrics[5]["layers"][0]["tokens_per_expert"], [](const auto& n) { return n == 0; }));

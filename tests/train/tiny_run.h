@@ -32,7 +32,7 @@ context = 16
 experts = 4
 top_k = 2
 expert_width = 16
-capacity_factor = 1.25
+executor = "grouped"
 
 [tokenizer]
 kind = "bytes"
@@ -48,6 +48,9 @@ micro_batch_tokens = 32
 lr = 0.01
 eval_every = 4
 checkpoint_every = 3
+
+[router]
+capacity_factor = 1.25
 )";
 
 // A folder with r.toml and its texts.

@@ -105,7 +105,7 @@ TEST(Trainer, ThreadsChangeNothingBitForBit) {
 // Sequences do not see each other, and the loss is a mean over all targets: how they are grouped only rounds differently. The
 // z-loss is a mean too; the balance loss is a product of means, and dropping looks at the whole micro-batch: both are off.
 TEST(Trainer, MicroBatchesAddUpToTheBatch) {
-  const std::vector<std::string> sets = {"train.balance_loss=0", "train.z_loss=0.1", "model.capacity_factor="};
+  const std::vector<std::string> sets = {"router.balance_loss=0", "router.z_loss=0.1", "router.capacity_factor="};
   const auto with = [&](const std::string& micro) {
     auto all = sets;
     all.push_back("train.micro_batch_tokens=" + micro);
@@ -122,7 +122,7 @@ TEST(Trainer, MicroBatchesAddUpToTheBatch) {
 TEST(Trainer, EqualMicroBatchesPushTheRouterAsMuchAsOne) {
   // One document of one repeated token: every micro-batch holds the same rows, so their mean is any one of them.
   const auto norm = [](const std::string& batch_tokens) {
-    Bench bench({"train.balance_loss=1", "train.micro_batch_tokens=16", "train.batch_tokens=" + batch_tokens});
+    Bench bench({"router.balance_loss=1", "train.micro_batch_tokens=16", "train.batch_tokens=" + batch_tokens});
     Corpus same;
     same.documents = {std::vector<int32_t>(16 * 8, 65)};
     same.num_tokens = 16 * 8;
@@ -189,10 +189,10 @@ TEST(Trainer, ExpertsWithoutTokensAreSkippedWhenAsked) {
     const std::vector<std::string> sets = {dtype,
                                            "model.experts=48",
                                            "model.top_k=1",
-                                           "model.normalize=false",
+                                           "router.normalize=false",
                                            "train.batch_tokens=32",
                                            "train.micro_batch_tokens=16",
-                                           "model.capacity_factor=",
+                                           "router.capacity_factor=",
                                            "train.skip_idle_experts=true"};
     auto without = sets;
     without.back() = "train.skip_idle_experts=false";

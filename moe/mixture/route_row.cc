@@ -1,0 +1,129 @@
+#include "moe/mixture/route_row.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "moe/mixture/scores.h"
+
+namespace moe {
+namespace {
+
+// Entropies of tokens are rounded to whole units of kEntropyUnit: then their sum is exact, and the same however tokens are
+// grouped into steps (an evaluation must not depend on its batch).
+double WholeUnits(double entropy) {
+  return std::round(entropy / kEntropyUnit) * kEntropyUnit;
+}
+
+}  // namespace
+
+bool IsElementwise(RouterScore score) {
+  return score == RouterScore::kSigmoid || score == RouterScore::kSqrtSoftplus || score == RouterScore::kRelu;
+}
+
+bool IsSoftmaxOfChosen(const RouterConfig& config) {
+  return config.score == RouterScore::kTopKSoftmax ||
+         (config.score == RouterScore::kSoftmax && config.normalize && config.normalize_epsilon == 0);
+}
+
+void RowRouter::ValuesFromLogits(const RouteRow& row, float* values) const {
+  if (hashes()) return HashValues(input.ids[static_cast<size_t>(row.t)], E(), values);
+  std::copy_n(row.z, E(), values);
+  for (size_t e = 0; e < log_column.size(); ++e) values[e] += log_column[e];
+  if (!noise(RouterNoise::kGumbel)) return;
+  Rng rng = NoiseOf(row);
+  for (int64_t e = 0; e < E(); ++e) {
+    const double u = rng.Uniform() + 0x1p-54;  // never 0
+    values[e] += static_cast<float>(-config.noise_scale * std::log(-std::log(u)));
+  }
+}
+
+void RowRouter::Choose(float* values, const RouteRow& row, const RowScratch& scratch) const {
+  for (size_t e = 0; e < input.selection_bias.size(); ++e) values[e] += input.selection_bias[e];
+  if (config.groups > 1) MaskGroups(config, values, scratch.selection);
+  SelectTopK(values, E(), row.count, scratch.selection.keys, row.chosen);
+}
+
+void RowRouter::FinishGates(RouteRow& row) const {
+  auto factor = static_cast<float>(config.scale);
+  if (config.normalize && !config.normalize_after_drop) {
+    float sum = 0;
+    for (int64_t j = 0; j < row.count; ++j) sum += row.gate[j];
+    factor = sum > 0 ? factor / (sum + static_cast<float>(config.normalize_epsilon)) : 0;
+  }
+  if (factor == 1) return;
+  for (int64_t j = 0; j < row.count; ++j) row.gate[j] *= factor;
+}
+
+void RowRouter::Softmax(RouteRow& row, const RowScratch& scratch) const {
+  const int64_t E = this->E();
+  const bool made = config.score == RouterScore::kSparsemixer || row.count == 0, first = by_logits() && !made;
+  if (first) SelectTopK(row.z, E, row.count, scratch.selection.keys, row.chosen);
+  const float max = first ? row.z[row.chosen[0]] : ctx.kernels.max(row.z, E);
+  if (!first && !made && from_logits()) ValuesFromLogits(row, scratch.values);
+  for (int64_t e = 0; e < E; ++e) scratch.shifted[e] = row.z[e] - max;
+  const float sum = ctx.kernels.exp_sum(scratch.shifted, 0, E, row.p);  // from here z may be gone: p may lie over the logits
+  if (!first && !made) {
+    for (int64_t e = 0; !from_logits() && e < E; ++e) scratch.values[e] = row.p[e] / sum;
+    Choose(scratch.values, row, scratch);
+  }
+  if (!made) {
+    // A softmax over the chosen divides by what they sum to, exactly once.
+    float denominator = sum;
+    if (config.score == RouterScore::kTopKSoftmax || (IsSoftmaxOfChosen(config) && !config.normalize_after_drop)) {
+      denominator = 0;
+      for (int64_t j = 0; j < row.count; ++j) denominator += row.p[row.chosen[j]];
+      if (denominator == 0) denominator = 1;  // all of them vanish beside the largest
+    }
+    for (int64_t j = 0; j < row.count; ++j) row.gate[j] = row.p[row.chosen[j]] / denominator;
+  }
+  ctx.kernels.scale(1 / sum, E, row.p);
+  const double log_sum = std::log(static_cast<double>(sum));
+  row.log_sum_exp = static_cast<double>(max) + log_sum;
+  row.entropy = WholeUnits(log_sum - static_cast<double>(ctx.kernels.dot(row.p, scratch.shifted, E)));
+}
+
+void RowRouter::Elementwise(RouteRow& row, const RowScratch& scratch) const {
+  const int64_t E = this->E();
+  const float max = ctx.kernels.max(row.z, E);
+  for (int64_t e = 0; e < E; ++e) scratch.shifted[e] = row.z[e] - max;
+  const float exp_sum = ctx.kernels.exp_sum(scratch.shifted, 0, E, scratch.exps);
+  row.log_sum_exp = static_cast<double>(max) + std::log(static_cast<double>(exp_sum));
+  if (row.softmax != nullptr) {
+    for (int64_t e = 0; e < E; ++e) row.softmax[e] = scratch.exps[e] / exp_sum;
+  }
+  if (by_logits()) SelectTopK(row.z, E, row.count, scratch.selection.keys, row.chosen);
+  if (!by_logits() && from_logits()) ValuesFromLogits(row, scratch.values);
+  row.score_sum = ScoreElements(config.score, row.z, E, row.p, ctx);
+  if (!by_logits()) {
+    if (!from_logits()) std::copy_n(row.p, E, scratch.values);
+    Choose(scratch.values, row, scratch);
+  }
+  for (int64_t j = 0; j < row.count; ++j) row.gate[j] = row.p[row.chosen[j]];
+  if (row.score_sum > 0) ctx.kernels.scale(1 / row.score_sum, E, row.p);
+  double entropy = 0;
+  for (int64_t e = 0; e < E; ++e) {
+    if (row.p[e] > 0) entropy -= static_cast<double>(row.p[e]) * std::log(static_cast<double>(row.p[e]));
+  }
+  row.entropy = WholeUnits(entropy);
+}
+
+void RowRouter::Run(RouteRow& row, const RowScratch& scratch) const {
+  if (noise(RouterNoise::kGaussian)) {
+    Rng rng = NoiseOf(row);
+    for (int64_t e = 0; e < E(); ++e) scratch.noisy[e] = row.z[e] + static_cast<float>(config.noise_scale * rng.Normal());
+    row.z = scratch.noisy;
+  }
+  if (IsElementwise(config.score)) {
+    Elementwise(row, scratch);
+    return FinishGates(row);
+  }
+  if (config.score == RouterScore::kSparsemixer) {
+    Sparsemix(row.z, E(), row.count, config.sparsemixer_jitter, row.chosen, row.gate, row.near);
+  }
+  Softmax(row, scratch);
+  if (!IsSoftmaxOfChosen(config)) return FinishGates(row);
+  const auto scale = static_cast<float>(config.scale);
+  for (int64_t j = 0; scale != 1 && j < row.count; ++j) row.gate[j] *= scale;
+}
+
+}  // namespace moe
