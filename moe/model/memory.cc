@@ -60,6 +60,19 @@ int64_t RoutingBytes(const MoeConfig& moe, int64_t T) {
   return T * moe.router.top_k * 6 * kFloat + T * (moe.router.num_experts + 3) * kFloat;
 }
 
+// What only some policies keep of T tokens until backward.
+int64_t PolicyBytes(const RouterConfig& router, int64_t T, int64_t D) {
+  const int64_t E = router.num_experts, slots = T * router.top_k;
+  int64_t bytes = slots;  // who was kept, where there is a capacity
+  if (router.noise == RouterNoise::kJitter) bytes += T * D * kFloat;
+  if (router.score == RouterScore::kSparsemixer) bytes += slots * E * kFloat;
+  const bool own_softmax =
+      router.score == RouterScore::kSigmoid || router.score == RouterScore::kSqrtSoftplus || router.score == RouterScore::kRelu;
+  if (own_softmax && router.z_loss > 0) bytes += T * E * kFloat;
+  if (router.selection == RouterSelection::kExpertChoice) bytes += T * E;
+  return bytes;
+}
+
 // Gate and up before the activation, and what it makes of them.
 int64_t GatedBytes(DType format, int64_t rows, int64_t F) {
   return rows * F * 3 * SizeOf(format);
@@ -70,8 +83,9 @@ int64_t FfnSaved(const LayerSpec& layer, DType format, int64_t D, int64_t T) {
   const MoeConfig& moe = layer.moe;
   const int64_t rows = ExpertRows(moe, T, true);
   const int64_t buckets = moe.executor == Executor::kPadded ? rows * D * SizeOf(format) : 0;
-  return RoutingBytes(moe, T) + T * D * CopySize(format) + GatedBytes(format, rows, moe.expert_width) +
-         rows * D * SizeOf(format) + GatedBytes(format, T, moe.shared_width()) + buckets;
+  return RoutingBytes(moe, T) + PolicyBytes(moe.router, T, D) + T * D * CopySize(format) +
+         GatedBytes(format, rows, moe.expert_width) + rows * D * SizeOf(format) + GatedBytes(format, T, moe.shared_width()) +
+         buckets;
 }
 
 int64_t LayerSaved(const ModelConfig& config, const LayerSpec& layer, DType format, int64_t T) {
@@ -88,6 +102,7 @@ int64_t FfnBackwardScratch(const LayerSpec& layer, DType format, int64_t D, int6
   const int64_t F = moe.expert_width, Fs = moe.shared_width(), E = moe.router.num_experts;
   const int64_t rows = ExpertRows(moe, T, true);
   int64_t bytes = T * (moe.router.top_k + E) * kFloat + rows * (2 * D + 3 * F) * SizeOf(format);
+  if (moe.router.noise == RouterNoise::kJitter) bytes += T * D * kFloat;
   bytes += std::max({WeightGradScratch(D, F), WeightGradScratch(2 * F, D), WeightGradScratch(E, D)});
   if (Fs > 0) bytes += T * D * kFloat + T * 3 * Fs * SizeOf(format) + T * D * CopySize(format);
   return bytes;

@@ -46,6 +46,14 @@ std::vector<Case> Cases() {
   add("blocks", [](ModelConfig& c) {
     for (LayerSpec& layer : c.layers) layer.moe.executor = Executor::kBlockSparse;
   });
+  for (const char* policy :
+       {"noise=jitter,noise_scale=0.1", "score=sigmoid,balance_bias=sign,bias=true", "noise=gaussian,noise_scale=1",
+        "score=sparsemixer,normalize=false", "selection=sinkhorn", "sequence_loss=1,capacity_factor=1.5",
+        "selection=expert_choice,normalize=false,allow_noncausal=true"}) {
+    add(policy, [&](ModelConfig& c) {
+      for (LayerSpec& layer : c.layers) layer.moe.router = ParsePolicy(policy, layer.moe.router.num_experts, "test").value();
+    });
+  }
   add("dense", [](ModelConfig& c) { c.layers.assign(3, LayerSpec{.ffn = FfnKind::kDense, .ffn_width = 512}); });
   add("a large vocabulary", [](ModelConfig& c) { c.vocab_size = 20000, c.tie_embeddings = false; });
   return cases;
