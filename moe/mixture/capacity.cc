@@ -139,9 +139,9 @@ std::span<const uint8_t> KeepWithinCapacity(const RouterConfig& config, double f
             sequence_begin.front(), sequence_begin.back(), T);
   for (size_t i = 0; i + 1 < sequence_begin.size(); ++i) {
     const Tokens tokens{routing, sequence_begin[i], sequence_begin[i + 1]};
-    int64_t num_tokens = 0;  // padding has no slots
+    int64_t num_tokens = 0;
     for (int64_t t = tokens.begin; t < tokens.end; ++t) {
-      num_tokens += routing.slot_begin[static_cast<size_t>(t)] < routing.slot_begin[static_cast<size_t>(t) + 1] ? 1 : 0;
+      num_tokens += routing.valid.empty() || routing.valid[static_cast<size_t>(t)] != 0 ? 1 : 0;
     }
     drop(tokens, num_tokens);
   }

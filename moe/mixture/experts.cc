@@ -15,7 +15,7 @@ ValidRows FindValidRows(const Routing& routing, ExecContext& ctx) {
   out.token_row = ctx.arena.Alloc<int32_t>(T);
   int32_t next = 0;
   for (size_t t = 0; t < static_cast<size_t>(T); ++t) {
-    const bool is_token = routing.slot_begin[t] < routing.slot_begin[t + 1];
+    const bool is_token = routing.valid[t] != 0;  // with or without slots
     out.token_row[t] = is_token ? next : -1;
     if (is_token) rows[static_cast<size_t>(next++)] = static_cast<int32_t>(t);
   }

@@ -248,6 +248,13 @@ Status CheckRest(const RouterConfig& r, const Checker& wrong) {
     return wrong("noise_scale", "got {} with noise {}, expected {}", r.noise_scale, NameIn(kRouterNoises, r.noise),
                  r.noise == RouterNoise::kNone ? "0" : "a number above 0");
   }
+  if (r.noise == RouterNoise::kGaussian && r.score == RouterScore::kRelu) {
+    return wrong("noise", "got gaussian with relu, expected none or jitter: whoever is above 0 is chosen");
+  }
+  if (r.score == RouterScore::kTopKSoftmax && r.normalize_epsilon > 0) {
+    return wrong("normalize_epsilon", "got {} with topk_softmax, expected 0: its gates sum to 1 by themselves",
+                 r.normalize_epsilon);
+  }
   if (r.noise == RouterNoise::kJitter && r.noise_scale >= 1) {
     return wrong("noise_scale", "got {}, expected less than 1: jitter multiplies by 1 - noise_scale and more", r.noise_scale);
   }

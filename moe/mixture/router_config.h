@@ -94,7 +94,7 @@ enum class CapacityScope : uint8_t { kBatch, kSequence };
 inline constexpr std::array<std::pair<std::string_view, CapacityScope>, 2> kCapacityScopes = {
     {{"batch", CapacityScope::kBatch}, {"sequence", CapacityScope::kSequence}}};
 
-// Rows that an expert takes of T tokens: factor * T * k / E (without k: factor * T / E), rounded, at least `least`, at most T.
+// Rows that an expert takes of T tokens: factor * T * k / E (without k: factor * T / E), rounded, at least `least`.
 struct CapacityConfig {
   double factor = 0;       // in training; 0: dropless
   double eval_factor = 0;  // in evaluation and inference; 0: dropless

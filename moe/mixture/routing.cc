@@ -144,6 +144,7 @@ Result<Routing> Route(const RouterConfig& config, const RouteInput& input, Route
   Routing routing{.slot_begin = slot_begin,
                   .expert = expert,
                   .gate = ctx.arena.Alloc<float>(S),
+                  .valid = valid,
                   .aux = {.tokens_per_expert = ctx.arena.AllocZero<int64_t>(E)}};
   RouterAux& aux = routing.aux;
   if (saved != nullptr) {

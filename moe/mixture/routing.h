@@ -35,6 +35,7 @@ struct Routing {
   std::span<const int32_t> slot_begin;  // [T+1] slots of token t: [t], up to [t+1]
   std::span<const int32_t> expert;      // [S]   expert of each slot, best first within a token
   std::span<float> gate;                // [S]   weight of each slot; final after NormalizeKept
+  std::span<const uint8_t> valid;       // [T]   as RouteInput has it: a token without slots is none of padding
   RouterAux aux;
 };
 

@@ -36,8 +36,9 @@ void RouteBackward(const RouterConfig& config, const Routing& routing, const Rou
       const int64_t s0 = routing.slot_begin[static_cast<size_t>(t)], s1 = routing.slot_begin[static_cast<size_t>(t) + 1];
       const float* p = saved.probs.row(t);
       const float score_sum = saved.score_sum[static_cast<size_t>(t)];
-      if (score_sum == 0) {  // padding, or nothing above 0
-        std::memset(d_z, 0, static_cast<size_t>(E) * sizeof(float));
+      const auto z_shift = static_cast<float>(z_factor * saved.log_sum_exp[static_cast<size_t>(t)]);
+      if (score_sum == 0) {  // padding, whose softmax is 0, or no score above 0
+        for (int64_t e = 0; e < E; ++e) d_z[e] = saved.softmax.empty() ? 0 : z_shift * saved.softmax(t, e);
         continue;
       }
       std::memcpy(d_z, losses.Of(t, sequence), static_cast<size_t>(E) * sizeof(float));
@@ -55,7 +56,6 @@ void RouteBackward(const RouterConfig& config, const Routing& routing, const Rou
           if (shares(s)) d_z[chosen[s]] += (scale * d_gate[static_cast<size_t>(s)] - mean) / norm;
         }
       };
-      const float z_shift = static_cast<float>(z_factor * saved.log_sum_exp[static_cast<size_t>(t)]);
       if (elementwise) {
         const float mean = ctx.kernels.dot(p, d_z, E);  // p = s / sum(s)
         for (int64_t e = 0; e < E; ++e) d_z[e] = (d_z[e] - mean) / score_sum;

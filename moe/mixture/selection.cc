@@ -36,23 +36,23 @@ SelectionScratch SelectionScratch::Alloc(const RouterConfig& config, ExecContext
 
 // Largest of blocks' largest, k times: no branch depends on the data, which is why it beats inserting into a sorted list by
 // far.
-void SelectTopK(const float* v, int64_t E, int64_t k, std::span<int64_t> scratch, int32_t* chosen) {
-  int64_t* keys = scratch.data();
+void SelectTopK(const float* v, int64_t E, int64_t k, std::span<int64_t> keys, int32_t* chosen) {
   const int64_t num_blocks = NumBlocks(E);
-  int64_t* largest = keys + num_blocks * kBlock;  // [blocks]
-  for (int64_t e = 0; e < E; ++e) keys[e] = KeyOf(v[e], e);
-  for (int64_t e = E; e < num_blocks * kBlock; ++e) keys[e] = INT64_MIN;
+  int64_t* key = keys.data();
+  int64_t* largest = key + num_blocks * kBlock;  // [blocks]
+  for (int64_t e = 0; e < E; ++e) key[e] = KeyOf(v[e], e);
+  for (int64_t e = E; e < num_blocks * kBlock; ++e) key[e] = INT64_MIN;
   const auto largest_of = [](const int64_t* from, int64_t n) {
     int64_t most = from[0];
     for (int64_t i = 1; i < n; ++i) most = std::max(most, from[i]);
     return most;
   };
-  for (int64_t b = 0; b < num_blocks; ++b) largest[b] = largest_of(keys + b * kBlock, kBlock);
+  for (int64_t b = 0; b < num_blocks; ++b) largest[b] = largest_of(key + b * kBlock, kBlock);
   for (int64_t j = 0; j < k; ++j) {
     const int64_t expert = INT32_MAX - (largest_of(largest, num_blocks) & INT32_MAX), block = expert / kBlock;
     chosen[j] = static_cast<int32_t>(expert);
-    keys[expert] = INT64_MIN;
-    largest[block] = largest_of(keys + block * kBlock, kBlock);
+    key[expert] = INT64_MIN;
+    largest[block] = largest_of(key + block * kBlock, kBlock);
   }
 }
 

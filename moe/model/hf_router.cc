@@ -75,11 +75,13 @@ nlohmann::ordered_json RouterJson(const RouterConfig& config, const RouterConfig
 
 Status ReadRouterJson(const json& object, const std::string& where, RouterConfig& config) {
   if (!object.is_object()) return Err(where, "got {}, expected an object", Printable(object.dump()));
-  for (const auto& [key, value] : object.items()) {
+  for (const auto& item : object.items()) {
+    const std::string& key = item.key();
+    const json& value = item.value();
     Status status;
     bool known = false;
     VisitRouter(config, [&](std::string_view name, auto& member, const auto& range) {
-      if (name != key) return;
+      if (name != key || name == "top_k") return;  // num_experts_per_tok has it
       known = true;
       status = Reader{value, where, name}.Read(member, range);
     });

@@ -73,6 +73,8 @@ TEST(ValidateRouter, RefusesWhatDoesNotGoTogether) {
       {"normalize=false,normalize_after_drop=true", "[p: normalize_after_drop] got true without normalize"},
       {"noise=gaussian", "[p: noise_scale] got 0 with noise gaussian, expected a number above 0"},
       {"noise_scale=1", "[p: noise_scale] got 1 with noise none, expected 0"},
+      {"score=relu,normalize=false,noise=gaussian,noise_scale=1", "[p: noise] got gaussian with relu"},
+      {"score=topk_softmax,normalize_epsilon=1", "[p: normalize_epsilon] got 1 with topk_softmax"},
       {"noise=jitter,noise_scale=1", "[p: noise_scale] got 1, expected less than 1"},
       {"noise=gumbel,noise_scale=1,balance_bias=sign", "[p: noise] got gumbel"},
       {"target_drop=0.1", "[p: target_drop] got 0.1 without capacity_factor"},

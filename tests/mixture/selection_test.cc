@@ -212,6 +212,31 @@ TEST(Noise, GumbelChoosesInProportionToTheSoftmax) {
   EXPECT_NEAR(saved.probs(0, 2), std::exp(2.0) / (1 + std::exp(1.0) + std::exp(2.0)), 1e-6);
 }
 
+// A token that chose nobody is a token all the same: its shared experts run, its router learns; padding has neither.
+TEST(Relu, ATokenWithoutExpertsIsNoPadding) {
+  LayerOptions options;
+  options.config.router = ParsePolicy("score=relu,normalize=false,z_loss=0.5", 4, "test").value();
+  options.config.num_shared_experts = 1;
+  constexpr int64_t D = 8;
+  Layer layer(options);
+  Rng rng(3);
+  auto x = NormalFloats(3 * D, rng);
+  const auto d_y = NormalFloats(3 * D, rng);
+  for (float& w : layer.parameter("router").value.span()) w = 0.1f;
+  layer.Repacked();
+  for (size_t i = 0; i < D; ++i) x[i] = -1, x[D + i] = 1;  // nobody; everybody; the third row is padding or not there
+  const std::vector<float> two(x.begin(), x.begin() + 2 * D), d_two(d_y.begin(), d_y.begin() + 2 * D);
+  const LayerStep alone = layer.Train(two, d_two), padded = layer.Train(x, d_y, {1, 1, 0});
+  EXPECT_EQ(alone.tokens_per_expert, (std::vector<int64_t>{1, 1, 1, 1}));
+  EXPECT_NE(alone.y[0], 0);  // the shared expert's
+  EXPECT_NE(alone.d_x[0], 0);
+  ExpectSameBits(std::span(padded.y).first(2 * D), std::span(alone.y));
+  ExpectSameBits(std::span(padded.d_x).first(2 * D), std::span(alone.d_x));
+  ExpectSameBits(padded.d_w.router, alone.d_w.router);
+  ExpectSameBits(padded.d_w.shared_down, alone.d_w.shared_down);
+  for (size_t i = 2 * D; i < 3 * D; ++i) EXPECT_EQ(padded.y[i], 0);
+}
+
 // The router reads x times factors that the key makes; its gradient by x has the same factors.
 TEST(Noise, JitterReplaysAndItsGradientIsThatOfTheJitteredInput) {
   LayerOptions options;
