@@ -66,7 +66,7 @@ class Layer:
         self.shared = False
         self.topk_softmax = False
         ours = config.get("moe_cpp") or {}
-        self.z_loss = ours.get("router_z_loss_coef", 0.0)
+        self.z_loss = ours.get("z_loss", 0.0)
         self.balance_loss = config.get("router_aux_loss_coef", 0.0)
         self.top_k = config.get("num_experts_per_tok", 0)
         self.normalize = config.get("norm_topk_prob", False)
@@ -86,9 +86,11 @@ class Layer:
             self.moe = spec["ffn"] == "moe"
             if self.moe:
                 self.experts, self.top_k = spec["num_experts"], spec["num_experts_per_tok"]
-                self.normalize = spec["norm_topk_prob"]
-                self.topk_softmax = spec["scoring_func"] == "topk_softmax"
-                self.balance_loss, self.z_loss = spec["router_aux_loss_coef"], spec["router_z_loss_coef"]
+                router = spec["router"]  # what differs from a normalized softmax without losses
+                assert router.keys() <= {"score", "normalize", "balance_loss", "z_loss", "capacity_factor"}, router
+                self.normalize = router.get("normalize", True)
+                self.topk_softmax = router.get("score", "softmax") == "topk_softmax"
+                self.balance_loss, self.z_loss = router.get("balance_loss", 0.0), router.get("z_loss", 0.0)
                 self.shared = spec["n_shared_experts"] > 0
         else:
             raise SystemExit(f"unknown model_type {kind}")

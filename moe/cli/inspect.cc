@@ -90,7 +90,7 @@ nlohmann::json RoutingJson(const RouterConfig& router) {
           {"top_k", router.top_k},
           {"normalize", router.normalize},
           {"capacity_factor", router.capacity.factor},
-          {"dropless", router.capacity.factor == 0},
+          {"dropless", router.capacity.factor == 0 && router.capacity.eval_factor == 0},
           {"balance_loss", router.balance_loss},
           {"z_loss", router.z_loss},
           {"policy", RouterJson(router, PlainRouter(router.num_experts, router.top_k, true))}};
@@ -179,7 +179,10 @@ std::string RoutingText(const RouterConfig& router) {
   if (router.score != RouterScore::kTopKSoftmax && router.score != RouterScore::kSparsemixer) {
     text += router.normalize ? ", renormalised" : ", not renormalised";
   }
-  text += router.capacity.factor > 0 ? fmt::format("; capacity factor {} in training", router.capacity.factor) : "; dropless";
+  const CapacityConfig& c = router.capacity;
+  if (c.factor > 0) text += fmt::format("; capacity factor {} in training", c.factor);
+  if (c.eval_factor > 0) text += fmt::format("; capacity factor {} in evaluation and generation", c.eval_factor);
+  if (c.factor == 0 && c.eval_factor == 0) text += "; dropless";
   // Whatever else the policy says, by the names of recipes.
   RouterConfig said = PlainRouter(router.num_experts, router.top_k, router.normalize);
   said.score = router.score, said.capacity.factor = router.capacity.factor;

@@ -13,6 +13,12 @@ Result<Replay> ReplayPolicy(const RouterConfig& config, MatView<const float> log
                             const ReplayOptions& options, ExecContext& ctx) {
   const int64_t T = logits.rows, E = logits.cols;
   MOE_CHECK(bias.empty() || static_cast<int64_t>(bias.size()) == E, "a bias of {} for {}", bias.size(), E);
+  const bool by_score = config.selection == RouterSelection::kTopK;
+  const bool takes_selection_bias = by_score && config.score != RouterScore::kRelu && config.score != RouterScore::kSparsemixer;
+  if (!bias.empty() && !config.bias && !takes_selection_bias) {
+    return Err("bias", "got one, expected none: {} with {} has no selection score to add it to, and bias=true is not set",
+               NameIn(kRouterSelections, config.selection), NameIn(kRouterScores, config.score));
+  }
   Arena::Scope scope(ctx.arena);
   MatView<const float> z = logits;
   if (config.bias && !bias.empty()) {

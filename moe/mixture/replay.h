@@ -26,8 +26,8 @@ struct Replay {
   double balance_loss = 0, z_loss = 0, entropy = 0;
 };
 
-// logits [T,E]. bias [E] or empty: added to the logits where the policy learns one, else to the scores for selection. Token t
-// has the id t, for hash routing.
+// logits [T,E]. bias [E] or empty: added to the logits where the policy learns one, else to the scores for selection, which is
+// an error where there are none (relu, sparsemixer, sinkhorn, hash, expert_choice). Token t has the id t, for hash routing.
 Result<Replay> ReplayPolicy(const RouterConfig& config, MatView<const float> logits, std::span<const float> bias,
                             const ReplayOptions& options, ExecContext& ctx);
 

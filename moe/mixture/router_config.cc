@@ -326,7 +326,9 @@ std::vector<std::string_view> PolicyNames() {
   return names;
 }
 
-Result<RouterConfig> ParsePolicy(std::string_view text, int64_t num_experts, const std::string& where) {
+namespace {
+
+Result<RouterConfig> Parse(std::string_view text, int64_t num_experts, const std::string& where) {
   RouterConfig config;
   std::vector<std::string_view> names;
   VisitRouter(config, [&](std::string_view name, const auto&, const auto&) { names.push_back(name); });
@@ -344,17 +346,17 @@ Result<RouterConfig> ParsePolicy(std::string_view text, int64_t num_experts, con
       const auto policy = PolicyNamed(part);
       const std::string shown = Printable(part.substr(0, 64));
       if (!policy) {
-        return UsageErr(where, "got '{}', expected a policy or KEY=VALUE, the nearest policy is {}", shown,
-                        nearest(part.substr(0, 64), PolicyNames()));
+        return Err(where, "got '{}', expected a policy or KEY=VALUE, the nearest policy is {}", shown,
+                   nearest(part.substr(0, 64), PolicyNames()));
       }
-      if (!first) return UsageErr(where, "got the policy {} after something else, expected it first", shown);
+      if (!first) return Err(where, "got the policy {} after something else, expected it first", shown);
       config = *policy;
       continue;
     }
     const std::string_view key = part.substr(0, equals);
     if (std::ranges::find(names, key) == names.end()) {
-      return UsageErr(where, "got the unknown key '{}', the nearest is {}", Printable(key.substr(0, 64)),
-                      nearest(key.substr(0, 64), names));
+      return Err(where, "got the unknown key '{}', the nearest is {}", Printable(key.substr(0, 64)),
+                 nearest(key.substr(0, 64), names));
     }
     Status status;
     VisitRouter(config, [&](std::string_view name, auto& member, const auto& range) {
@@ -364,6 +366,14 @@ Result<RouterConfig> ParsePolicy(std::string_view text, int64_t num_experts, con
   }
   config.num_experts = num_experts;
   MOE_TRY(Validate(config, where));
+  return config;
+}
+
+}  // namespace
+
+Result<RouterConfig> ParsePolicy(std::string_view text, int64_t num_experts, const std::string& where) {
+  auto config = Parse(text, num_experts, where);
+  if (!config) config.error().exit_code = 2;
   return config;
 }
 

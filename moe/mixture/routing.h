@@ -71,10 +71,10 @@ Result<Routing> Route(const RouterConfig& config, const RouteInput& input, Route
 // With normalize_after_drop: divides each token's gates by the sum of those whose slot_row [S] is not -1. Else nothing.
 void NormalizeKept(const RouterConfig& config, std::span<const int32_t> slot_row, Routing& routing, ExecContext& ctx);
 
-// d_logits [T,E], overwritten, from d_gate [S] (0 for dropped slots) through the gates, plus loss_scale * (balance_loss *
-// Switch loss + z_loss * z-loss). The counts f_e are constants: the gradient flows through p only. Gates that were divided
-// before dropping: all chosen slots, dropped ones too, share their Jacobian; after it: those that slot_row [S] (else not looked
-// at) kept. Padding rows get 0.
+// d_logits [T,E], overwritten, from d_gate [S] (0 for dropped slots) through the gates, plus loss_scale * the sum of all
+// losses that have a coefficient. Counts are constants: the gradient of a loss flows through p only, of z_loss through the
+// softmax. Gates that were divided before dropping: all chosen slots, dropped ones too, share their Jacobian; after it: those
+// that slot_row [S] (else not looked at) kept. Padding rows get 0.
 void RouteBackward(const RouterConfig& config, const Routing& routing, const RouterSaved& saved,
                    std::span<const int32_t> slot_row, std::span<const float> d_gate, float loss_scale, MatView<float> d_logits,
                    ExecContext& ctx);

@@ -67,6 +67,12 @@ class Reader {
     }
     return value.get<int32_t>();
   }
+  // The object less some keys.
+  json Without(std::initializer_list<const char*> keys) const {
+    json rest = object_;
+    for (const char* key : keys) rest.erase(key);
+    return rest;
+  }
   // What we do not compute must be absent, null, false or 0.
   Status Unused(const char* key) const {
     if (!Has(key) || at(key) == false || (at(key).is_number() && at(key).get<double>() == 0)) return {};
@@ -148,7 +154,24 @@ Result<LayerSpec> ParseMoeCppLayer(const Reader& reader) {
   MOE_TRY(moe.shared_expert_width, reader.Int("shared_expert_intermediate_size", 0));
   router = PlainRouter(router.num_experts, router.top_k, true);
   if (reader.Has("router")) MOE_TRY(ReadRouterJson(reader.at("router"), reader.where() + ": router", router));
+  MOE_TRY(ReadRouterJson(reader.Without({"ffn", "num_experts", "num_experts_per_tok", "moe_intermediate_size",
+                                         "n_shared_experts", "shared_expert_intermediate_size", "router"}),
+                         reader.where(), router));  // where the first models have their policy
   return layer;
+}
+
+// Keys of other families' routing, which this one's readers ignore: they must say what it does anyway.
+Status RefuseOtherRouting(Family family, const Reader& reader) {
+  const std::pair<const char*, json> kSaysNothing[] = {
+      {"scoring_func", "softmax"}, {"topk_method", "greedy"}, {"routed_scaling_factor", 1.0},         {"n_group", 1},
+      {"topk_group", 1},           {"n_shared_experts", 0},   {"shared_expert_intermediate_size", 0}, {"norm_topk_prob", true}};
+  for (const auto& [key, neutral] : kSaysNothing) {
+    if (neutral == true && family != Family::kMixtral) continue;  // the others read it
+    if (!reader.Has(key) || reader.at(key) == neutral) continue;
+    return Err(reader.where(), "{}: got {}, expected none or {}: {} has no other", key, Printable(reader.at(key).dump()),
+               neutral.dump(), InfoOf(family).model_type);
+  }
+  return {};
 }
 
 // The MoE layer of a public family.
@@ -166,7 +189,13 @@ Result<LayerSpec> ParseMoeLayer(Family family, const Reader& reader) {
     MOE_TRY(router.normalize, reader.Bool("norm_topk_prob", false));
   }
   MOE_TRY(router.balance_loss, reader.Number("router_aux_loss_coef", InfoOf(family).balance_loss));
+  MOE_TRY(RefuseOtherRouting(family, reader));
+  const bool normalize = router.normalize;
   if (reader.Has("moe_cpp")) MOE_TRY(ReadRouterJson(reader.at("moe_cpp"), reader.where() + ": moe_cpp", router));
+  if (AsServed(router) != PlainRouter(router.num_experts, router.top_k, normalize)) {
+    return Err(reader.where(), "moe_cpp: got {}, expected training's part of a policy only: {} is served otherwise",
+               Printable(reader.at("moe_cpp").dump()), InfoOf(family).model_type);
+  }
   return layer;
 }
 

@@ -1,6 +1,8 @@
 #include "moe/model/hf_router.h"
 
 #include <algorithm>
+#include <array>
+#include <utility>
 
 #include "moe/files/json.h"
 
@@ -49,6 +51,13 @@ struct Reader {
   }
 };
 
+// What the first models of this program called their fields.
+constexpr std::array<std::pair<std::string_view, std::string_view>, 4> kEarlierNames = {
+    {{"scoring_func", "score"},
+     {"norm_topk_prob", "normalize"},
+     {"router_aux_loss_coef", "balance_loss"},
+     {"router_z_loss_coef", "z_loss"}}};
+
 template <class T, class Range>
 json JsonOf(const T& member, const Range&) {
   return member;
@@ -76,14 +85,17 @@ nlohmann::ordered_json RouterJson(const RouterConfig& config, const RouterConfig
 Status ReadRouterJson(const json& object, const std::string& where, RouterConfig& config) {
   if (!object.is_object()) return Err(where, "got {}, expected an object", Printable(object.dump()));
   for (const auto& item : object.items()) {
-    const std::string& key = item.key();
+    std::string key = item.key();
+    for (const auto& [earlier, now] : kEarlierNames) {
+      if (key == earlier) key = now;
+    }
     const json& value = item.value();
     Status status;
     bool known = false;
     VisitRouter(config, [&](std::string_view name, auto& member, const auto& range) {
       if (name != key || name == "top_k") return;  // num_experts_per_tok has it
       known = true;
-      status = Reader{value, where, name}.Read(member, range);
+      status = Reader{value, where, item.key()}.Read(member, range);
     });
     if (!known) return Err(where, "got the unknown key \"{}\", expected one that moe inspect shows", Printable(key));
     MOE_TRY(status);

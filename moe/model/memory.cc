@@ -43,13 +43,19 @@ int64_t CopySize(DType format) {
   return format == DType::kF32 ? 0 : SizeOf(format);
 }
 
-// Rows that the experts work on together. What drops is not known beforehand: what fits the buckets. Blocks are half empty at
-// an expert's end.
+// Slots of T tokens. Of relu's experts half, as random weights choose: training decides how many it will be.
+int64_t Slots(const RouterConfig& router, int64_t T) {
+  return router.score == RouterScore::kRelu ? T * router.num_experts / 2 : T * router.top_k;
+}
+
+// Rows that the experts work on together. What drops is not known beforehand: what fits the buckets, when they are largest.
+// Blocks are half empty at an expert's end.
 int64_t ExpertRows(const MoeConfig& moe, int64_t T, bool training) {
   const int64_t E = moe.router.num_experts, half_blocks = E * ExpertBlock(moe.expert_width) / 2;
-  const int64_t slots = T * moe.router.top_k + (moe.executor == Executor::kBlockSparse ? half_blocks : 0);
-  if (!training || moe.router.capacity.factor <= 0) return slots;
-  const int64_t capacity = ExpertCapacity(moe.router, moe.router.capacity.factor, T);
+  const int64_t slots = Slots(moe.router, T) + (moe.executor == Executor::kBlockSparse ? half_blocks : 0);
+  const CapacityConfig& c = moe.router.capacity;
+  const double factor = !training ? c.eval_factor : c.target_drop > 0 ? c.most_factor : c.factor;
+  const int64_t capacity = ExpertCapacity(moe.router, factor, T);
   if (capacity == kNoCapacity) return slots;
   if (moe.executor == Executor::kPadded) return E * std::min(capacity, INT32_MAX / E);  // whole buckets, however empty
   return std::min(slots, E * std::min(capacity, T));                                    // no token comes to an expert twice
@@ -57,12 +63,12 @@ int64_t ExpertRows(const MoeConfig& moe, int64_t T, bool training) {
 
 // The routing of T tokens and its plan: experts, gates, four index lists.
 int64_t RoutingBytes(const MoeConfig& moe, int64_t T) {
-  return T * moe.router.top_k * 6 * kFloat + T * (moe.router.num_experts + 3) * kFloat;
+  return Slots(moe.router, T) * 6 * kFloat + T * (moe.router.num_experts + 3) * kFloat;
 }
 
 // What only some policies keep of T tokens until backward.
 int64_t PolicyBytes(const RouterConfig& router, int64_t T, int64_t D) {
-  const int64_t E = router.num_experts, slots = T * router.top_k;
+  const int64_t E = router.num_experts, slots = Slots(router, T);
   int64_t bytes = slots;  // who was kept, where there is a capacity
   if (router.noise == RouterNoise::kJitter) bytes += T * D * kFloat;
   if (router.score == RouterScore::kSparsemixer) bytes += slots * E * kFloat;
@@ -101,7 +107,7 @@ int64_t FfnBackwardScratch(const LayerSpec& layer, DType format, int64_t D, int6
   const MoeConfig& moe = layer.moe;
   const int64_t F = moe.expert_width, Fs = moe.shared_width(), E = moe.router.num_experts;
   const int64_t rows = ExpertRows(moe, T, true);
-  int64_t bytes = T * (moe.router.top_k + E) * kFloat + rows * (2 * D + 3 * F) * SizeOf(format);
+  int64_t bytes = (Slots(moe.router, T) + T * E) * kFloat + rows * (2 * D + 3 * F) * SizeOf(format);
   if (moe.router.noise == RouterNoise::kJitter) bytes += T * D * kFloat;
   bytes += std::max({WeightGradScratch(D, F), WeightGradScratch(2 * F, D), WeightGradScratch(E, D)});
   if (Fs > 0) bytes += T * D * kFloat + T * 3 * Fs * SizeOf(format) + T * D * CopySize(format);

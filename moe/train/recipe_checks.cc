@@ -24,31 +24,52 @@ struct KeyErrors {
   }
 };
 
-// Keys that have no meaning beside the others.
-Status RefuseIdleKeys(const Recipe& recipe, const KeyErrors& wrong) {
-  const auto refuse = [&](std::string_view because, std::string_view key, auto... beside) -> Status {
-    const auto it = wrong.keys.written.find(std::string(key));
-    if (it == wrong.keys.written.end()) return {};
-    return wrong({key, beside...}, "got {}, expected no such key: {}", it->second.shown, because);
-  };
-  if (recipe.model.ffn == RecipeFfn::kDense) {
-    for (const std::string_view key : kMoeKeys) {
-      MOE_TRY(refuse("model.ffn is \"dense\", which has no experts", key, "model.ffn"));
-    }
-    for (const auto& [key, value] : wrong.keys.written) {
-      if (IsMoeKey(key)) MOE_TRY(refuse("model.ffn is \"dense\", which has no router", key, "model.ffn"));
-    }
-  } else if (recipe.model.dense_layers.empty()) {
-    MOE_TRY(refuse("no layer is dense; set model.ffn = \"dense\" or model.dense_layers", "model.ffn_width",
-                   "model.dense_layers", "model.ffn"));
-  }
-  if (recipe.tokenizer.kind != TokenizerKind::kBpe) {
-    MOE_TRY(refuse("only tokenizer.kind \"bpe\" has a size to choose", "tokenizer.vocab_size", "tokenizer.kind"));
-  }
-  if (recipe.tokenizer.kind != TokenizerKind::kFile) {
-    MOE_TRY(refuse("tokenizer.kind is not \"file\"", "tokenizer.file", "tokenizer.kind"));
-  }
-  return {};
+// Of a policy, by what others of its fields say.
+struct IdleRouterKeys {
+  bool (*idle)(const RouterConfig&);
+  std::string_view because;
+  std::initializer_list<std::string_view> keys;
+};
+const IdleRouterKeys kIdleRouterKeys[] = {
+    {[](const RouterConfig& r) { return r.capacity.factor == 0 && r.capacity.eval_factor == 0; },
+     "nothing is dropped without router.capacity_factor or router.eval_capacity_factor",
+     {"capacity_times_top_k", "capacity_rounding", "least_capacity", "zero_capacity_is_dropless", "drop", "capacity_scope",
+      "normalize_after_drop"}},
+    {[](const RouterConfig& r) { return r.capacity.target_drop == 0; },
+     "the capacity follows no drops without router.target_drop",
+     {"least_capacity_factor", "most_capacity_factor"}},
+    {[](const RouterConfig& r) { return r.groups == 1; },
+     "router.groups is 1",
+     {"top_groups", "group_score", "zero_other_groups"}},
+    {[](const RouterConfig& r) { return r.balance_bias != BiasRule::kSign && r.balance_bias != BiasRule::kLoad; },
+     "router.balance_bias is neither \"sign\" nor \"load\"",
+     {"bias_rate"}},
+    {[](const RouterConfig& r) { return !r.normalize; }, "router.normalize is false", {"normalize_epsilon"}},
+    {[](const RouterConfig& r) { return r.noise == RouterNoise::kNone; }, "router.noise is \"none\"", {"noise_scale"}},
+    {[](const RouterConfig& r) { return r.score != RouterScore::kSparsemixer; },
+     "router.score is not \"sparsemixer\"",
+     {"sparsemixer_jitter"}},
+    {[](const RouterConfig& r) { return r.selection != RouterSelection::kSinkhorn; },
+     "router.selection is not \"sinkhorn\"",
+     {"sinkhorn_tolerance", "sinkhorn_rounds"}},
+    {[](const RouterConfig& r) { return r.selection != RouterSelection::kExpertChoice; },
+     "router.selection is not \"expert_choice\"",
+     {"allow_noncausal"}}};
+
+Status RefuseIdleKeys(const Recipe& recipe, const RecipeKeys& keys) {
+  Status status;
+  VisitRecipe(recipe, [&](std::string_view name, const auto&, const auto&) {
+    const auto it = keys.written.find(std::string(name));
+    const std::string_view because = it == keys.written.end() ? "" : IdleBecause(recipe, name);
+    if (because.empty() || !status) return;
+    const std::string_view section =
+        name.substr(0, name.find('.') + 1);  // what makes it idle stands there, or is the FFN's kind
+    const bool usage = std::ranges::any_of(
+        keys.flagged, [&](const std::string& flag) { return flag.starts_with(section) || flag == "model.ffn"; });
+    status = tl::make_unexpected(
+        Error{it->second.where, fmt::format("got {}, expected no such key: {}", it->second.shown, because), usage ? 2 : 1});
+  });
+  return status;
 }
 
 // Fills in defaults that depend on other keys, then checks what ranges alone cannot.
@@ -127,12 +148,49 @@ Status Resolve(Recipe& recipe, const KeyErrors& wrong) {
   return {};
 }
 
+// What the model's own checks find, where a key is to blame: all but the vocabulary is known by now.
+Status CheckShape(const Recipe& recipe, const RecipeKeys& keys) {
+  const auto config = MakeModelConfig(recipe, /*vocab_size=*/1, -1, -1, "");
+  if (config) return {};
+  const std::string& place = config.error().where;  // ": layer 0: top_k"
+  const std::string field = place.substr(std::min(place.rfind(' ') + 1, place.size()));
+  std::string blamed;
+  VisitRecipe(recipe, [&](std::string_view key, const auto&, const auto&) {
+    if (key == "model." + field || key == "router." + field) blamed = key;
+  });
+  if (blamed.empty()) return {};  // then MakeModelConfig says it
+  const bool usage = std::ranges::any_of(
+      keys.flagged, [](const std::string& key) { return key.starts_with("model.") || key.starts_with("router."); });
+  const auto it = keys.written.find(blamed);
+  return tl::make_unexpected(Error{it == keys.written.end() ? fmt::format("{} {}", keys.where, blamed) : it->second.where,
+                                   config.error().what, usage ? 2 : 1});
+}
+
 }  // namespace
+
+std::string_view IdleBecause(const Recipe& recipe, std::string_view key) {
+  if (recipe.model.ffn == RecipeFfn::kDense) {
+    if (key.starts_with("router.")) return "model.ffn is \"dense\", which has no router";
+    if (IsMoeKey(key)) return "model.ffn is \"dense\", which has no experts";
+  } else if (key == "model.ffn_width" && recipe.model.dense_layers.empty()) {
+    return "no layer is dense; set model.ffn = \"dense\" or model.dense_layers";
+  }
+  if (key == "tokenizer.vocab_size" && recipe.tokenizer.kind != TokenizerKind::kBpe) {
+    return "only tokenizer.kind \"bpe\" has a size to choose";
+  }
+  if (key == "tokenizer.file" && recipe.tokenizer.kind != TokenizerKind::kFile) return "tokenizer.kind is not \"file\"";
+  for (const IdleRouterKeys& rule : kIdleRouterKeys) {
+    const bool named = std::ranges::any_of(rule.keys, [&](std::string_view k) { return key == fmt::format("router.{}", k); });
+    if (named && rule.idle(recipe.router.config)) return rule.because;
+  }
+  return "";
+}
 
 Status CheckRecipe(const RecipeKeys& keys, Recipe& recipe) {
   const KeyErrors wrong{keys};
-  MOE_TRY(RefuseIdleKeys(recipe, wrong));
-  return Resolve(recipe, wrong);
+  MOE_TRY(RefuseIdleKeys(recipe, keys));
+  MOE_TRY(Resolve(recipe, wrong));
+  return CheckShape(recipe, keys);
 }
 
 }  // namespace moe

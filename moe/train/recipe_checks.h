@@ -4,6 +4,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <string_view>
 
 #include "moe/train/recipe.h"
 
@@ -23,5 +24,8 @@ struct RecipeKeys {
 // Refuses keys without a meaning beside the others, fills in defaults that depend on other keys, then checks what ranges alone
 // cannot.
 Status CheckRecipe(const RecipeKeys& keys, Recipe& recipe);
+
+// Why a key has no meaning beside the others; empty: it has one.
+std::string_view IdleBecause(const Recipe& recipe, std::string_view key);
 
 }  // namespace moe

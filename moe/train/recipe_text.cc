@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "moe/train/recipe.h"
+#include "moe/train/recipe_checks.h"
 #include "moe/train/recipe_fields.h"
 
 namespace moe {
@@ -55,14 +56,6 @@ std::string Text(const std::vector<int64_t>& values, const WholeRange&) {
   return values.empty() ? "" : fmt::format("[{}]", fmt::join(values, ", "));
 }
 
-// Keys that RefuseIdleKeys would refuse.
-bool Idle(const Recipe& recipe, std::string_view key) {
-  if (recipe.model.ffn == RecipeFfn::kDense) return IsMoeKey(key);
-  if (key == "model.ffn_width") return recipe.model.dense_layers.empty();
-  if (key == "tokenizer.vocab_size") return recipe.tokenizer.kind != TokenizerKind::kBpe;
-  return false;
-}
-
 // Keys that have the value which follows from other keys: ToToml writes them as comments, so that they follow when those
 // change.
 bool Derived(const Recipe& recipe, std::string_view key) {
@@ -87,7 +80,7 @@ std::string ToToml(const Recipe& recipe) {
   std::string out, section;
   VisitRecipe(recipe, [&](std::string_view key, const auto& member, const auto& range) {
     const std::string text = Text(member, range);
-    if (text.empty() || Idle(recipe, key)) return;
+    if (text.empty() || !IdleBecause(recipe, key).empty()) return;
     const size_t dot = key.find('.');
     if (key.substr(0, dot) != section) {
       out += fmt::format("{}[{}]\n", section.empty() ? "" : "\n", key.substr(0, dot));
@@ -107,11 +100,12 @@ std::string ValueOf(const Recipe& recipe, std::string_view wanted) {
 }
 
 std::string FirstDifference(const Recipe& a, const Recipe& b) {
+  const auto idle = [](const Recipe& recipe, std::string_view key) { return !IdleBecause(recipe, key).empty(); };
   const bool calibrated = a.train.steps == 0 || b.train.steps == 0;
   std::string first;
   VisitRecipe(a, [&](std::string_view key, const auto&, const auto&) {
     if (!first.empty() || std::ranges::find(kFreeKeys, key) != kFreeKeys.end()) return;
-    if ((key == "train.steps" && calibrated) || (Idle(a, key) && Idle(b, key))) return;
+    if ((key == "train.steps" && calibrated) || (idle(a, key) && idle(b, key))) return;
     if (ValueOf(a, key) != ValueOf(b, key)) first = key;
   });
   return first;

@@ -82,14 +82,20 @@ TEST_F(RouteCommand, BadInputIsOneLine) {
   ExpectFails(Route({"--policy", "mixtrl"}), 2, "--policy", "the nearest policy is mixtral");
   ExpectFails(Route({"--policy", "skore=softmax"}), 2, "--policy", "the nearest is score");
   ExpectFails(Route({"--policy", "top_k=2,mixtral"}), 2, "--policy", "expected it first");
-  ExpectFails(Route({"--policy", "score=sine"}), 1, "--policy: score", "got 'sine', expected one of softmax");
-  ExpectFails(Route({"--policy", "top_k=two"}), 1, "--policy: top_k", "got 'two', expected a whole number");
-  ExpectFails(Route({"--policy", "top_k=3"}), 1, "--policy: top_k", "got 3, expected 1..2");
-  ExpectFails(Route({"--policy", "capacity_factor=-1"}), 1, "--policy: capacity_factor", "got -1");
+  ExpectFails(Route({"--policy", "score=sine"}), 2, "--policy: score", "got 'sine', expected one of softmax");
+  ExpectFails(Route({"--policy", "top_k=two"}), 2, "--policy: top_k", "got 'two', expected a whole number");
+  ExpectFails(Route({"--policy", "top_k=3"}), 2, "--policy: top_k", "got 3, expected 1..2");
+  ExpectFails(Route({"--policy", "capacity_factor=-1"}), 2, "--policy: capacity_factor", "got -1");
   Write({0, 1, NAN, 0}, 2);
   ExpectFails(Route({}), 1, "router", "token 1: got logit nan for expert 0");
   Write({0, 1, 1, 0}, 2, {0, 0, 0});
   ExpectFails(Route({}), 1, file_, "tensor 'bias': got the shape [3], expected [2]");
+  Write({0, 1, 1, 0}, 2, {0, 1});
+  for (const char* policy : {"score=relu,normalize=false", "phi-3.5-moe", "selection=hash", "selection=sinkhorn",
+                             "selection=expert_choice,normalize=false,allow_noncausal=true"}) {
+    ExpectFails(Route({"--policy", policy}), 1, "bias", "has no selection score to add it to");
+    EXPECT_EQ(Route({"--policy", fmt::format("{},bias=true", policy)}).exit_code, 0) << policy;
+  }
   Write({0, 1, 1, 0}, 2, {0, INFINITY});
   ExpectFails(Route({}), 1, file_, "tensor 'bias': got inf");
   auto writer = SafetensorsWriter::Create(file_, {{.name = "other", .shape = {1}}}).value();

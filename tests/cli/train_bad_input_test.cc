@@ -80,8 +80,8 @@ TEST_F(TrainBadInput, Recipes) {
               "got -1, expected a number of at least 0");
   ExpectFails(with("capacity_factor = 1.25", "policy = \"best\""), 1, line(28, "router.policy"),
               "got 'best', expected one of mixtral, olmoe");
-  ExpectFails(with("expert_width = 16", "expert_width = 20"), 1, dir_ / "r.toml: layer 0: expert_width", "multiple of 16");
-  ExpectFails(with("top_k = 2", "top_k = 1"), 1, dir_ / "r.toml: layer 0: top_k", "the router would get no gradient");
+  ExpectFails(with("expert_width = 16", "expert_width = 20"), 1, line(9, "model.expert_width"), "multiple of 16");
+  ExpectFails(with("top_k = 2", "top_k = 1"), 1, line(8, "model.top_k"), "the router would get no gradient");
   ExpectFails(with("[train]", "[train"), 1, dir_ / "r.toml" + std::string(":19"), "got invalid TOML");
   ExpectFails(with("steps = 12", ""), 1, Recipe("train.steps"), "got nothing, expected train.steps or train.minutes");
   ExpectFails(with("kind = \"bytes\"", "vocab_size = 100"), 1, line(13, "tokenizer.vocab_size"),
@@ -113,7 +113,9 @@ TEST_F(TrainBadInput, Flags) {
               "at most model.experts 1");
   ExpectFails(Train({"--set", "model.ffn=dense"}), 2, fmt::format("{}:7 model.experts", dir_ / "r.toml"), "no such key");
   ExpectFails(Train({"--set", "train.steps="}), 2, Recipe("train.steps"), "got nothing, expected train.steps or train.minutes");
-  ExpectFails(Train({"--set", "model.expert_width=20"}), 2, dir_ / "r.toml: layer 0: expert_width", "multiple of 16");
+  ExpectFails(Train({"--set", "model.expert_width=20"}), 2, "--set model.expert_width", "multiple of 16");
+  ExpectFails(Train({"--set", "router.selection=expert_choice", "router.normalize=false"}), 2, "--set router.selection",
+              "allow_noncausal = true allows it");
   ExpectFails(Train({"--data", "caf\xe9.txt"}), 2, "--data", "got a path that is not UTF-8");
   ExpectFails(Train({"--validation", "caf\xe9.txt"}), 2, "--validation", "got a path that is not UTF-8");
   ExpectFails(Train({"--set", "data.files=[]"}), 2, "--set data.files", "got no file");

@@ -196,6 +196,17 @@ TEST(HfConfig, WhatWeCannotDoIsOneLine) {
   EXPECT_EQ(error_of(Qwen3Moe(), "mlp_only_layers", {48}), "[config.json] mlp_only_layers: got 48, expected a layer, 0 to 47");
   EXPECT_EQ(error_of(Mixtral(), "num_hidden_layers", 1000000),
             "[config.json] num_hidden_layers: got 1000000, expected 1 to 4096");
+  EXPECT_EQ(error_of(Olmoe(), "scoring_func", "sigmoid"),
+            "[config.json] scoring_func: got \"sigmoid\", expected none or \"softmax\": olmoe has no other");
+  EXPECT_EQ(error_of(Qwen3Moe(), "routed_scaling_factor", 2.5),
+            "[config.json] routed_scaling_factor: got 2.5, expected none or 1.0: qwen3_moe has no other");
+  EXPECT_EQ(error_of(Qwen3Moe(), "routed_scaling_factor", 1), TextOf(Qwen3Moe()));
+  EXPECT_EQ(error_of(Mixtral(), "norm_topk_prob", false),
+            "[config.json] norm_topk_prob: got false, expected none or true: mixtral has no other");
+  EXPECT_NE(error_of(Olmoe(), "norm_topk_prob", true).find("\"norm_topk_prob\": true"), std::string::npos);
+  for (const char* key : {"n_group", "topk_group", "n_shared_experts", "shared_expert_intermediate_size", "topk_method"}) {
+    EXPECT_TRUE(error_of(Olmoe(), key, 4).starts_with(fmt::format("[config.json] {}: got 4, expected none or ", key)));
+  }
   EXPECT_EQ(error_of(Mixtral(), "eos_token_id", "</s>"),
             "[config.json] eos_token_id: got \"</s>\", expected a token id or a list of them");
 }
@@ -234,9 +245,42 @@ TEST(HfConfig, EveryPolicyIsReadAndWritten) {
   EXPECT_NE(error_with("normalize", 1).find("router] normalize: got 1, expected true or false"), std::string::npos);
   EXPECT_NE(error_with("skale", 1).find("router] got the unknown key \"skale\""), std::string::npos);
   EXPECT_NE(error_with("groups", 7).find(": groups] got 7, expected a divisor of the 64 experts"), std::string::npos);
+  EXPECT_NE(error_with("top_k", 2).find("router] got the unknown key \"top_k\""), std::string::npos);
   json changed = object;
+  changed["layers"].back()["n_group"] = 8;
+  EXPECT_NE(TextOf(changed).find("got the unknown key \"n_group\""), std::string::npos);
+  changed = json::parse(HfConfigText(PresetConfig("olmoe-1b-7b").value(), DType::kF32));
+  changed["moe_cpp"] = {{"score", "sigmoid"}};
+  EXPECT_EQ(TextOf(changed),
+            "[config.json] moe_cpp: got {\"score\":\"sigmoid\"}, expected training's part of a policy only: olmoe is served "
+            "otherwise");
+  changed = object;
   changed["layers"].back()["router"] = 3;
   EXPECT_NE(TextOf(changed).find("router] got 3, expected an object"), std::string::npos);
+}
+
+// A layer's policy stood beside its shape at first, in other words.
+TEST(HfConfig, EarlierModelsAreRead) {
+  ModelConfig config = PresetConfig("olmoe-1b-7b").value();
+  RouterConfig& router = config.layers[0].moe.router;
+  router.score = RouterScore::kSigmoid, router.normalize = false, router.capacity.factor = 1.25;
+  router.balance_loss = 0.02, router.z_loss = 0.003;
+  json object = json::parse(HfConfigText(config, DType::kF32));
+  ASSERT_EQ(object["model_type"], "moe_cpp");
+  json& layer = object["layers"][0];
+  layer.erase("router");
+  layer["scoring_func"] = "sigmoid", layer["norm_topk_prob"] = false, layer["capacity_factor"] = 1.25;
+  layer["router_aux_loss_coef"] = 0.02, layer["router_z_loss_coef"] = 0.003;
+  const auto read = ParseHfConfig(object, "config.json");
+  ASSERT_TRUE(read) << read.error().Message();
+  EXPECT_EQ(read->layers[0].moe.router, router);
+
+  object = json::parse(HfConfigText(PresetConfig("olmoe-1b-7b").value(), DType::kF32));
+  object["moe_cpp"] = {{"capacity_factor", 1.5}, {"router_z_loss_coef", 0.003}};
+  const auto family = ParseHfConfig(object, "config.json");
+  ASSERT_TRUE(family) << family.error().Message();
+  EXPECT_EQ(family->layers[0].moe.router.capacity.factor, 1.5);
+  EXPECT_EQ(family->layers[0].moe.router.z_loss, 0.003);
 }
 
 TEST(HfConfig, IsFoundByFolderFileOrName) {

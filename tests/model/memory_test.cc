@@ -49,7 +49,9 @@ std::vector<Case> Cases() {
   for (const char* policy :
        {"noise=jitter,noise_scale=0.1", "score=sigmoid,balance_bias=sign,bias=true", "noise=gaussian,noise_scale=1",
         "score=sparsemixer,normalize=false", "selection=sinkhorn", "sequence_loss=1,capacity_factor=1.5",
-        "selection=expert_choice,normalize=false,allow_noncausal=true"}) {
+        "selection=expert_choice,normalize=false,allow_noncausal=true", "score=relu,normalize=false",
+        "capacity_factor=0.6,target_drop=0.1,least_capacity_factor=0.5,most_capacity_factor=0.6",
+        "capacity_factor=0.5,eval_capacity_factor=0.5"}) {
     add(policy, [&](ModelConfig& c) {
       for (LayerSpec& layer : c.layers) layer.moe.router = ParsePolicy(policy, layer.moe.router.num_experts, "test").value();
     });
