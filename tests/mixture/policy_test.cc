@@ -149,43 +149,95 @@ PolicyTwin<Real> TwinOf(const RouterConfig& config, const Input& in) {
   return twin;
 }
 
+// Slots, gates, probabilities, counts and losses.
+void ExpectAlike(const RouterConfig& config, const Input& in, Rng& rng) {
+  std::vector<double> d_gate;
+  const Got got = RunProduct(config, in, rng, &d_gate);
+  const auto want = TwinOf<Bounded>(config, in);
+  std::vector<int32_t> slot_begin{0}, expert;
+  std::vector<Bounded> gate;
+  std::vector<bool> kept, got_kept;
+  for (const auto& slots : want.slots) {
+    for (const auto& s : slots) {
+      expert.push_back(static_cast<int32_t>(s.expert)), gate.push_back(s.gate), kept.push_back(s.kept);
+    }
+    slot_begin.push_back(static_cast<int32_t>(expert.size()));
+  }
+  for (const int32_t row : got.slot_row) got_kept.push_back(row >= 0);
+  ASSERT_EQ(got.slot_begin, slot_begin);
+  ASSERT_EQ(got.expert, expert);
+  EXPECT_EQ(got_kept, kept);
+  EXPECT_EQ(got.load, want.load);
+  EXPECT_EQ(got.aux.num_tokens, want.num_tokens);
+  ExpectWithinBounds(got.gate, gate);
+  ExpectWithinBounds(got.p, want.p);
+  ExpectWithinBounds(std::vector<double>{got.aux.balance_loss, got.aux.z_loss, got.aux.entropy},
+                     std::vector<Bounded>{want.balance_loss, want.z_loss, want.entropy});
+  const auto if_wanted = [](double coefficient, const Bounded& loss) { return coefficient > 0 ? loss : Bounded(0); };
+  const RouterLosses& losses = got.aux.losses;
+  ExpectWithinBounds(
+      std::vector<double>{losses.gshard, losses.importance, losses.sequence, losses.global},
+      std::vector<Bounded>{if_wanted(config.gshard_loss, want.gshard), if_wanted(config.importance_loss, want.importance),
+                           if_wanted(config.sequence_loss, want.sequence), if_wanted(config.global_loss, want.global)});
+}
+
 class PolicyAgainstTwin : public testing::TestWithParam<Case> {};
 
 TEST_P(PolicyAgainstTwin, ChoosesDropsAndWeighsAlike) {
-  const RouterConfig& config = GetParam().config;
   for (const int64_t T : {0, 1, 2, 37, 150}) {
     for (const bool padding : {false, true}) {
       SCOPED_TRACE(fmt::format("{} tokens, padding {}", T, padding));
       Rng rng(static_cast<uint64_t>(T));
-      const Input in = RandomInput(config, T, padding, rng);
-      std::vector<double> d_gate;
-      const Got got = RunProduct(config, in, rng, &d_gate);
-      const auto want = TwinOf<Bounded>(config, in);
-      std::vector<int32_t> slot_begin{0}, expert;
-      std::vector<Bounded> gate;
-      std::vector<bool> kept, got_kept;
-      for (const auto& slots : want.slots) {
-        for (const auto& s : slots) {
-          expert.push_back(static_cast<int32_t>(s.expert)), gate.push_back(s.gate), kept.push_back(s.kept);
-        }
-        slot_begin.push_back(static_cast<int32_t>(expert.size()));
-      }
-      for (const int32_t row : got.slot_row) got_kept.push_back(row >= 0);
-      ASSERT_EQ(got.slot_begin, slot_begin);
-      ASSERT_EQ(got.expert, expert);
-      EXPECT_EQ(got_kept, kept);
-      EXPECT_EQ(got.load, want.load);
-      EXPECT_EQ(got.aux.num_tokens, want.num_tokens);
-      ExpectWithinBounds(got.gate, gate);
-      ExpectWithinBounds(got.p, want.p);
-      ExpectWithinBounds(std::vector<double>{got.aux.balance_loss, got.aux.z_loss, got.aux.entropy},
-                         std::vector<Bounded>{want.balance_loss, want.z_loss, want.entropy});
-      const auto if_wanted = [](double coefficient, const Bounded& loss) { return coefficient > 0 ? loss : Bounded(0); };
-      const RouterLosses& losses = got.aux.losses;
-      ExpectWithinBounds(
-          std::vector<double>{losses.gshard, losses.importance, losses.sequence, losses.global},
-          std::vector<Bounded>{if_wanted(config.gshard_loss, want.gshard), if_wanted(config.importance_loss, want.importance),
-                               if_wanted(config.sequence_loss, want.sequence), if_wanted(config.global_loss, want.global)});
+      ExpectAlike(GetParam().config, RandomInput(GetParam().config, T, padding, rng), rng);
+    }
+  }
+}
+
+TEST_P(PolicyAgainstTwin, AgreesWhereAllIsEqualOrAllIsOne) {
+  const RouterConfig& config = GetParam().config;
+  const auto E = static_cast<size_t>(config.num_experts);
+  for (const size_t T : {1, 40}) {
+    Rng rng(T);
+    const Input random = RandomInput(config, static_cast<int64_t>(T), true, rng);
+    Input equal = random, one = random, alone = random;
+    std::ranges::fill(equal.logits, 0.5f);
+    for (size_t t = 0; t < T; ++t) {
+      for (size_t e = 0; e < E; ++e) one.logits[t * E + e] *= 0.1f;
+      one.logits[t * E + E - 1] += 8;
+    }
+    alone.sequence_begin.resize(T + 1);
+    std::iota(alone.sequence_begin.begin(), alone.sequence_begin.end(), 0);
+    for (const auto& [name, in] :
+         {std::pair{"equal logits", &equal}, {"all to the last expert", &one}, {"sequences of one", &alone}}) {
+      SCOPED_TRACE(fmt::format("{} of {} tokens", name, T));
+      ExpectAlike(config, *in, rng);
+    }
+  }
+}
+
+// Of a token; padding may hold anything.
+TEST_P(PolicyAgainstTwin, NamesTheTokenWhoseLogitIsNotFinite) {
+  const RouterConfig& config = GetParam().config;
+  const int64_t E = config.num_experts, T = 7;
+  for (const float bad : {NAN, INFINITY, -INFINITY}) {
+    Rng rng(9);
+    Input in = RandomInput(config, T, false, rng);
+    in.logits[static_cast<size_t>(5 * E + E - 1)] = bad;
+    for (const bool padding : {false, true}) {
+      in.valid.assign(T, 1);
+      in.valid[5] = padding ? 0 : 1;
+      Router r(config);
+      const auto routing = Route(config,
+                                 {.logits = {in.logits.data(), T, E},
+                                  .valid = in.valid,
+                                  .selection_bias = in.bias,
+                                  .sequence_begin = in.sequence_begin,
+                                  .tokens_before = in.tokens_before},
+                                 nullptr, r.ctx);
+      ASSERT_EQ(routing.has_value(), padding);
+      if (padding) continue;
+      EXPECT_EQ(routing.error().what.find(fmt::format("token 5: got logit {} for expert {}", bad, E - 1)), 0u)
+          << routing.error().what;
     }
   }
 }

@@ -1,4 +1,11 @@
 // Runs of every kind of routing policy.
+#include <cmath>
+
+#include "moe/model/evaluate.h"
+#include "moe/model/load.h"
+#include "moe/model/save.h"
+#include "testing/matchers.h"
+#include "testing/test_context.h"
 #include "tests/train/run_fixture.h"
 
 namespace moe::test {
@@ -32,6 +39,109 @@ TEST_F(RunTest, ResumedEqualsNeverStoppedForEveryPolicy) {
     const auto resumed = Run(stopped, true, {.sets = policies[i]});
     ASSERT_TRUE(resumed) << resumed.error().Message();
     ExpectSameRun(Folder(stopped), Folder(whole));
+  }
+}
+
+// Trains, saves and loads; then the same text as evaluation's windows and as generation's steps, token by token. Hundreds of
+// steps, so that biases and capacities have moved.
+TEST_F(RunTest, Trap12_EvaluationAndGenerationRouteAlikeForEveryPolicyThatServesTokensAlone) {
+  const std::vector<std::vector<std::string>> policies = {
+      {},
+      {"router.score=topk_softmax"},
+      {"router.score=sigmoid", "router.balance_bias=sign", "router.bias_rate=0.01"},
+      {"router.balance_bias=load", "router.bias_rate=0.5", "router.bias=true"},
+      {"router.policy=deepseek-v3", "router.groups=2", "router.top_groups=1", "model.top_k=2"},
+      {"router.policy=phi-3.5-moe"},
+      {"router.policy=as-megatron"},
+      {"router.selection=sinkhorn"},
+      {"router.selection=hash"},
+      {"router.noise=jitter", "router.noise_scale=0.2"},
+      {"router.noise=gumbel", "router.noise_scale=1"},
+      {"router.target_drop=0.1", "router.drop=random"},
+      {"router.score=relu", "router.capacity_factor=0"},
+      {"router.score=sqrt_softplus", "router.sequence_loss=0.1"},
+  };
+  for (size_t i = 0; i < policies.size(); ++i) {
+    SCOPED_TRACE(fmt::format("{}", fmt::join(policies[i], " ")));
+    auto sets = policies[i];
+    sets.insert(sets.end(), {"train.steps=200", "train.eval_every=0", "train.checkpoint_every=0"});
+    const std::string name = fmt::format("run{}", i);
+    const auto summary = Run(name, false, {.sets = sets});
+    ASSERT_TRUE(summary) << summary.error().Message();
+
+    TestContext t(2);
+    const auto model = LoadModel(Folder(name), {.format = DType::kF32}, t.ctx);
+    ASSERT_TRUE(model) << model.error().Message();
+    const ModelConfig& config = (*model)->config();
+    const std::string text = TinyText(2, 300);  // the run's validation text
+    const std::vector<int32_t> tokens(text.begin(), text.end());
+    const Document document{tokens, std::ssize(tokens)};
+    const auto evaluation = Evaluate(**model, std::span(&document, 1), {}, t.ctx);
+    ASSERT_TRUE(evaluation) << evaluation.error().Message();
+    EXPECT_EQ(evaluation->loss(), summary->validation_loss);
+
+    std::vector<ExpertLoad> generated(config.layers.size());
+    for (ExpertLoad& load : generated) load.tokens_per_expert.assign(4, 0);
+    KvCache cache = KvCache::Make(config, 1, config.context);
+    for (size_t begin = 0; begin < tokens.size(); begin += static_cast<size_t>(config.context)) {
+      std::vector<RowInfo> window{{.token_id = config.bos_id}};
+      std::vector<int32_t> all_rows{0};
+      while (std::ssize(window) < std::min(config.context, std::ssize(tokens) - static_cast<int64_t>(begin))) {
+        const auto position = static_cast<int32_t>(window.size());
+        all_rows.push_back(position);
+        window.push_back({.position = position, .token_id = tokens[begin + window.size() - 1]});
+      }
+      t.arena.Reset();
+      const auto at_once = (*model)->Forward({.rows = window, .logit_rows = all_rows}, nullptr, t.ctx);
+      ASSERT_TRUE(at_once);
+      std::vector<float> logits(at_once->data, at_once->data + at_once->size());
+      for (size_t p = 0; p < window.size(); ++p) {
+        t.arena.Reset();
+        StepStats stats;
+        const int32_t row = 0;
+        const auto one = (*model)->Forward(
+            {.rows = std::span(window).subspan(p, 1), .logit_rows = std::span(&row, 1), .cache = &cache}, &stats, t.ctx);
+        ASSERT_TRUE(one);
+        ExpectSameBits(one->row_span(0), std::span(logits).subspan(p * one->cols, static_cast<size_t>(one->cols)));
+        for (size_t l = 0; l < generated.size(); ++l) {
+          for (size_t e = 0; e < 4; ++e) generated[l].tokens_per_expert[e] += stats.layers[l].tokens_per_expert[e];
+        }
+      }
+    }
+    for (size_t l = 0; l < generated.size(); ++l) {
+      EXPECT_EQ(generated[l].tokens_per_expert, evaluation->layers[l].tokens_per_expert);
+    }
+  }
+}
+
+// A bias for selection is float32 in files of bf16 too, moves once a step however many micro-batches it has, and rests in
+// evaluation.
+TEST_F(RunTest, Trap09_TheSelectionBiasMovesOnceAStepAndIsSavedInFloat32) {
+  const std::vector<std::string> sets = {
+      "router.balance_bias=sign", "router.bias_rate=0.001953125", "train.steps=3", "train.eval_every=1",
+      "train.dtype=bf16",         "train.micro_batch_tokens=16"};
+  ASSERT_TRUE(Run("run", false, {.sets = sets}));
+  TestContext t(1);
+  const auto model = LoadModel(Folder("run"), {.format = DType::kBf16, .training = true}, t.ctx);
+  ASSERT_TRUE(model) << model.error().Message();
+  std::filesystem::create_directory(dir_ / "half");
+  ASSERT_TRUE(SaveModel(**model, dir_ / "half", DType::kBf16));
+  const auto half = LoadModel(dir_ / "half", {.format = DType::kBf16, .training = true}, t.ctx);
+  ASSERT_TRUE(half) << half.error().Message();
+  for (const char* name : {"layers.0.moe.selection_bias", "layers.1.moe.selection_bias"}) {
+    SCOPED_TRACE(name);
+    const Parameter* bias = (*model)->parameters().Find(name);
+    ASSERT_NE(bias, nullptr);
+    ExpectSameBits((*half)->parameters().Find(name)->value.span(), bias->value.span());
+    double most = 0;
+    for (const float b : bias->value.span()) {
+      // Of four experts each step adds rate * (sign - mean sign), a multiple of rate / 4 and at most 1.5 * rate.
+      const double quarters = b / 0.001953125 * 4;
+      EXPECT_EQ(quarters, std::round(quarters));
+      most = std::max(most, std::fabs(quarters));
+    }
+    EXPECT_GT(most, 0);
+    EXPECT_LE(most, 3 * 6);
   }
 }
 
