@@ -57,6 +57,13 @@ inline std::vector<HfCase> HfCases() {
     b.router.num_experts = 3, b.router.top_k = 1, b.router.normalize = false, b.expert_width = 32;
     b.num_shared_experts = 2, b.shared_expert_width = 16, b.router.capacity.factor = 2, b.router.z_loss = 0;
   });
+  add("own: gate networks, gates on the input", "moe_cpp", TinyMoe(), [&](ModelConfig& c) {
+    c.qk_norm = QkNorm::kPerHead, c.layers.push_back(c.layers[0]);
+    RouterConfig &mlp = c.layers[0].moe.router, &cosine = c.layers[1].moe.router;
+    mlp.gate = GateNetwork::kMlp, mlp.gate_width = 6;
+    cosine.gate = GateNetwork::kCosine, cosine.gate_width = 5;
+    c.layers[2].moe.router.gates_input = true;
+  });
   return cases;
 }
 

@@ -66,7 +66,7 @@ class Layer:
         self.shared = False
         self.topk_softmax = False
         ours = config.get("moe_cpp") or {}
-        self.z_loss = ours.get("z_loss", 0.0)
+        self.z_loss, self.gate, self.gates_input = ours.get("z_loss", 0.0), "linear", False
         self.balance_loss = config.get("router_aux_loss_coef", 0.0)
         self.top_k = config.get("num_experts_per_tok", 0)
         self.normalize = config.get("norm_topk_prob", False)
@@ -87,10 +87,12 @@ class Layer:
             if self.moe:
                 self.experts, self.top_k = spec["num_experts"], spec["num_experts_per_tok"]
                 router = spec["router"]  # what differs from a normalized softmax without losses
-                assert router.keys() <= {"score", "normalize", "balance_loss", "z_loss", "capacity_factor"}, router
+                assert router.keys() <= {"score", "normalize", "balance_loss", "z_loss", "capacity_factor", "gate", "gate_width",
+                                          "gates_input"}, router
                 self.normalize = router.get("normalize", True)
                 self.topk_softmax = router.get("score", "softmax") == "topk_softmax"
                 self.balance_loss, self.z_loss = router.get("balance_loss", 0.0), router.get("z_loss", 0.0)
+                self.gate, self.gates_input = router.get("gate", "linear"), router.get("gates_input", False)
                 self.shared = spec["n_shared_experts"] > 0
         else:
             raise SystemExit(f"unknown model_type {kind}")
@@ -135,9 +137,18 @@ def swiglu(w, prefix, names, x):
     return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
 
 
+def gate_logits(w, prefix, kind, x):
+    if kind == "mlp":
+        x = F.silu(F.linear(x, w[prefix + "hidden.weight"]))
+    if kind != "cosine":
+        return F.linear(x, w[prefix + "weight"])
+    scale = w[prefix + "log_scale"].clamp(max=math.log(100)).exp()
+    return scale * F.linear(F.normalize(F.linear(x, w[prefix + "hidden.weight"])), F.normalize(w[prefix + "weight"]))
+
+
 def moe(w, prefix, layer, x):
     """y, and the layer's losses with their coefficients. x: the rows of all sequences."""
-    logits = F.linear(x, w[prefix + "gate.weight"])
+    logits = gate_logits(w, prefix + "gate.", layer.gate, x)
     probs = logits.softmax(-1)
     chosen = logits.topk(layer.top_k, -1).indices
     if layer.topk_softmax:
@@ -150,8 +161,10 @@ def moe(w, prefix, layer, x):
     for e in range(layer.experts):
         token, slot = (chosen == e).nonzero(as_tuple=True)
         if len(token):
-            out = swiglu(w, f"{prefix}experts.{e}.", layer.names, x[token])
-            y = y.index_add(0, token, out * gates[token, slot, None])
+            gate = gates[token, slot, None]
+            read = x[token] * gate if layer.gates_input else x[token]
+            out = swiglu(w, f"{prefix}experts.{e}.", layer.names, read)
+            y = y.index_add(0, token, out if layer.gates_input else out * gate)
     if layer.shared:
         y = y + swiglu(w, prefix + "shared_experts.", layer.names, x)
     counts = torch.bincount(chosen.flatten(), minlength=layer.experts).to(x.dtype)

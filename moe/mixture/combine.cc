@@ -48,8 +48,8 @@ void Combine(const Routing& routing, std::span<const int32_t> slot_row, std::spa
   combine(static_cast<const float*>(nullptr), ctx.kernels.combine_f32);
 }
 
-void CombineBackward(const Routing& routing, std::span<const int32_t> slot_row, ConstAnyMat rows, MatView<const float> d_y,
-                     std::span<float> d_gate, AnyMat d_rows, ExecContext& ctx) {
+void CombineBackward(const Routing& routing, std::span<const int32_t> slot_row, std::span<const float> gate, ConstAnyMat rows,
+                     MatView<const float> d_y, std::span<float> d_gate, AnyMat d_rows, ExecContext& ctx) {
   const int64_t D = d_y.cols;
   const bool bf16 = d_rows.dtype == DType::kBf16;
   Arena::Scope scope(ctx.arena);
@@ -57,17 +57,23 @@ void CombineBackward(const Routing& routing, std::span<const int32_t> slot_row, 
   ForEachToken(routing, ctx, [&](int64_t t, size_t begin, size_t end, int thread) {
     const float* d = d_y.row(t);
     for (size_t s = begin; s < end; ++s) {
-      if (slot_row[s] < 0) {
-        d_gate[s] = 0;
-        continue;
-      }
-      d_gate[s] = rows.dtype == DType::kBf16 ? ctx.kernels.dot_bf16(static_cast<const Bf16*>(rows.row(slot_row[s])), d, D)
-                                             : ctx.kernels.dot(static_cast<const float*>(rows.row(slot_row[s])), d, D);
+      if (!d_gate.empty() && slot_row[s] < 0) d_gate[s] = 0;
+      if (slot_row[s] < 0) continue;
+      if (!d_gate.empty())
+        d_gate[s] = rows.dtype == DType::kBf16 ? ctx.kernels.dot_bf16(static_cast<const Bf16*>(rows.row(slot_row[s])), d, D)
+                                               : ctx.kernels.dot(static_cast<const float*>(rows.row(slot_row[s])), d, D);
+      if (d_rows.empty()) continue;
       float* out = bf16 ? scaled.data() + thread * D : static_cast<float*>(d_rows.row(slot_row[s]));
-      ctx.kernels.combine_f32(1, &routing.gate[s], &d, nullptr, D, out);
+      const float weight = gate.empty() ? 1.0f : gate[s];
+      ctx.kernels.combine_f32(1, &weight, &d, nullptr, D, out);
       if (bf16) ctx.kernels.to_bf16(out, D, static_cast<Bf16*>(d_rows.row(slot_row[s])));
     }
   });
+}
+
+void GatedRows(const Routing& routing, std::span<const int32_t> slot_row, MatView<const float> x, AnyMat rows,
+               ExecContext& ctx) {
+  CombineBackward(routing, slot_row, routing.gate, {}, x, {}, rows, ctx);
 }
 
 }  // namespace moe

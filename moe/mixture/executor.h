@@ -25,9 +25,10 @@ struct ExpertLayout {
 // The plan's own rows, one ragged product per expert; x is gathered by the products themselves.
 ExpertLayout GroupedLayout(const DispatchPlan& plan, ConstAnyMat x);
 
-// Buckets [E, bucket_rows, D] in the arena: each expert's rows, then zeros. (The layout of GShard and Switch.)
+// Buckets [E, bucket_rows, D] in the arena: each expert's rows, then zeros. (The layout of GShard and Switch.) gated [T,D]:
+// rows are GatedRows of it; empty: rows of x.
 ExpertLayout PaddedLayout(const Routing& routing, const DispatchPlan& plan, int64_t bucket_rows, ConstAnyMat x,
-                          ExecContext& ctx);
+                          MatView<const float> gated, ExecContext& ctx);
 // The plan's rows, each expert's beginning with a block; [rows, E*F] has blocks where rows are an expert's and columns its own.
 ExpertLayout BlockSparseLayout(const DispatchPlan& plan, int64_t expert_width, ConstAnyMat x, ExecContext& ctx);
 // Rows and columns of its blocks: 32, or 16 for widths that are not a multiple of it.

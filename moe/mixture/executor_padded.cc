@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "moe/mixture/capacity.h"
+#include "moe/mixture/combine.h"
 #include "moe/mixture/executor.h"
 #include "moe/ops/chunks.h"
 #include "moe/ops/elementwise.h"
@@ -25,7 +26,7 @@ void ZeroEmptyRows(const DispatchPlan& plan, const ExpertLayout& layout, AnyMat 
 }
 
 ExpertLayout PaddedLayout(const Routing& routing, const DispatchPlan& plan, int64_t bucket_rows, ConstAnyMat x,
-                          ExecContext& ctx) {
+                          MatView<const float> gated, ExecContext& ctx) {
   const int64_t E = plan.num_experts(), D = x.cols;
   MOE_CHECK(bucket_rows <= INT32_MAX / E, "{} buckets of {} rows", E, bucket_rows);
   const auto begin = ctx.arena.Alloc<int32_t>(E + 1);
@@ -37,7 +38,8 @@ ExpertLayout PaddedLayout(const Routing& routing, const DispatchPlan& plan, int6
     const auto e = static_cast<size_t>(routing.expert[s]);
     slot_row[s] = plan.slot_row[s] < 0 ? -1 : plan.slot_row[s] - plan.expert_begin[e] + begin[e];
   }
-  ForEachChunk(plan.num_rows(), RowsPerChunk(D), ctx, [&](int64_t r0, int64_t r1, int) {
+  if (!gated.empty()) GatedRows(routing, slot_row, gated, buckets, ctx);
+  ForEachChunk(gated.empty() ? plan.num_rows() : 0, RowsPerChunk(D), ctx, [&](int64_t r0, int64_t r1, int) {
     for (int64_t r = r0; r < r1; ++r) {
       const auto slot = static_cast<size_t>(plan.row_slot[static_cast<size_t>(r)]);
       std::memcpy(buckets.row(slot_row[slot]), x.row(plan.row_token[static_cast<size_t>(r)]),

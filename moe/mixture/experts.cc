@@ -120,8 +120,8 @@ void RunExperts(const MoeLayer& layer, ConstAnyMat x, const ValidRows& valid, Mo
   }
   if (executor == Executor::kBlockSparse && layout.num_rows() > 0) {
     const BlockMatrix hidden = AsBlocks(layout, saved.hidden, 1);
-    SparseFromDense(x, layout.row_token, w.gate_up.forward_all(), Epilogue::kSwiglu, hidden, AsBlocks(layout, saved.gate_up, 2),
-                    ctx);
+    SparseFromDense(layout.input, layout.row_token, w.gate_up.forward_all(), Epilogue::kSwiglu, hidden,
+                    AsBlocks(layout, saved.gate_up, 2), ctx);
     DenseFromSparse(hidden, w.down.forward_all(), saved.expert_out, ctx);
   }
   up.RunAs(executor, ctx);
@@ -177,7 +177,8 @@ void RunExpertsBackward(const MoeLayer& layer, ConstAnyMat x, const ValidRows& v
     const BlockMatrix d_gate_up_blocks = AsBlocks(layout, d_gate_up, 2);
     DenseFromSparse(d_gate_up_blocks, w.gate_up.transposed_all(), d_input, ctx);
     AddTransposedDenseTimesSparse(d_out, AsBlocks(layout, saved.hidden, 1), w.down.format(), GradientsOf(w.down, ctx), ctx);
-    AddTransposedSparseTimesDense(d_gate_up_blocks, x, layout.row_token, w.gate_up.format(), GradientsOf(w.gate_up, ctx), ctx);
+    AddTransposedSparseTimesDense(d_gate_up_blocks, layout.input, layout.row_token, w.gate_up.format(),
+                                  GradientsOf(w.gate_up, ctx), ctx);
   }
   to_input.RunAs(executor, ctx);
   to_weights.RunAs(executor, ctx);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "moe/base/rng.h"
 #include "moe/mixture/capacity.h"
 #include "moe/mixture/combine.h"
 #include "moe/mixture/experts.h"
@@ -16,22 +15,6 @@ constexpr int64_t kWidthMultiple = 16;  // gates and ups are interleaved in grou
 
 MatView<float> AllocMat(int64_t rows, int64_t cols, ExecContext& ctx) {
   return AllocMat(rows, cols, DType::kF32, ctx).as<float>();
-}
-
-void CopyRows(MatView<const float> from, MatView<float> to, ExecContext& ctx) {
-  ForEachChunk(from.rows, RowsPerChunk(from.cols), ctx, [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) std::copy_n(from.row(t), from.cols, to.row(t));
-  });
-}
-
-// x [T,D] times U(1 - noise_scale, 1 + noise_scale), element by element; a function of key, row and column.
-void Jitter(const RouterConfig& config, uint64_t key, MatView<float> x, ExecContext& ctx) {
-  ForEachChunk(x.rows, RowsPerChunk(x.cols), ctx, [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) {
-      Rng rng(key, static_cast<uint64_t>(t));
-      for (float& v : x.row_span(t)) v *= static_cast<float>(1 + config.noise_scale * (2 * rng.Uniform() - 1));
-    }
-  });
 }
 
 std::span<const float> ValuesOf(const Parameter* vector) {
@@ -62,9 +45,7 @@ Status Validate(const MoeConfig& config, const std::string& where) {
 MoeWeights AddMoeWeights(const MoeConfig& config, int64_t D, const std::string& prefix, DType format, ParameterStore& store) {
   const int64_t E = config.router.num_experts, F = config.expert_width, Fs = config.shared_width();
   MoeWeights w;
-  w.router = &store.Add(prefix + "router", {E, D}, /*decay=*/true);
-  w.router_packed = PackedParameter(w.router, DType::kF32);
-  if (config.router.bias) w.router_bias = &store.Add(prefix + "router_bias", {E}, /*decay=*/false);
+  w.gate = AddGateWeights(config.router, D, prefix, store);
   if (config.router.selects_by_bias()) w.selection_bias = &store.Add(prefix + "selection_bias", {E}, /*decay=*/false);
   w.gate_up = PackedParameter(&store.Add(prefix + "experts.gate_up", {E, 2 * F, D}, true, E), format);
   w.down = PackedParameter(&store.Add(prefix + "experts.down", {E, D, F}, true, E), format);
@@ -76,8 +57,8 @@ MoeWeights AddMoeWeights(const MoeConfig& config, int64_t D, const std::string& 
 }
 
 void Repack(MoeWeights& weights, bool with_transposed, ExecContext& ctx) {
-  for (PackedParameter* p :
-       {&weights.router_packed, &weights.gate_up, &weights.down, &weights.shared_gate_up, &weights.shared_down}) {
+  weights.gate.ForEachMatrix([&](PackedParameter& p) { p.Repack(with_transposed, ctx); });
+  for (PackedParameter* p : {&weights.gate_up, &weights.down, &weights.shared_gate_up, &weights.shared_down}) {
     if (p->count() > 0) p->Repack(with_transposed, ctx);
   }
 }
@@ -91,17 +72,7 @@ Status Run(const MoeLayer& layer, MatView<const float> x, const LayerTokens& tok
   const RouterConfig& rc = config.router;
   const int64_t T = x.rows, D = x.cols, E = rc.num_experts, F = config.expert_width, Fs = config.shared_width();
   const MatView<float> logits = AllocMat(T, E, ctx);
-  saved.key = tokens.key;
-  if (training && rc.noise == RouterNoise::kJitter) {
-    saved.router_input = AllocMat(T, D, ctx);
-    CopyRows(x, saved.router_input, ctx);
-    Jitter(rc, tokens.key, saved.router_input, ctx);
-  }
-  Gemm({.a = saved.router_input.empty() ? x : MatView<const float>(saved.router_input),
-        .weight = &layer.weights.router_packed.forward(),
-        .bias = ValuesOf(layer.weights.router_bias),
-        .c = logits},
-       ctx);
+  GateForward(rc, layer.weights.gate, x, training, tokens.key, logits, saved.gate, ctx);
   saved.router.probs = logits;  // in their place
   const RouteInput route{.logits = logits,
                          .valid = tokens.valid,
@@ -122,17 +93,23 @@ Status Run(const MoeLayer& layer, MatView<const float> x, const LayerTokens& tok
   NormalizeKept(rc, saved.plan.slot_row, saved.routing, ctx);
   const DType format = layer.weights.gate_up.format();
   const ConstAnyMat input = saved.input = Rounded(x, format, ctx);
+  const MatView<const float> gated = rc.gates_input ? x : MatView<const float>();
   switch (config.executor) {
     case Executor::kGrouped:
     case Executor::kLoop:
       saved.layout = GroupedLayout(saved.plan, input);
       break;
     case Executor::kPadded:
-      saved.layout = PaddedLayout(saved.routing, saved.plan, BucketRows(saved.plan, capacity), input, ctx);
+      saved.layout = PaddedLayout(saved.routing, saved.plan, BucketRows(saved.plan, capacity), input, gated, ctx);
       break;
     case Executor::kBlockSparse:
       saved.layout = BlockSparseLayout(saved.plan, F, input, ctx);
       break;
+  }
+  if (rc.gates_input && config.executor != Executor::kPadded) {  // rows of their own, for every executor alike
+    const AnyMat rows = AllocMat(saved.layout.num_rows(), D, format, ctx);
+    GatedRows(saved.routing, saved.layout.slot_row, x, rows, ctx);
+    saved.layout.input = rows, saved.layout.row_token = {};
   }
   const ValidRows valid = Fs > 0 ? FindValidRows(saved.routing, ctx) : ValidRows{};
   saved.token_row = valid.token_row;
@@ -148,7 +125,8 @@ Status Run(const MoeLayer& layer, MatView<const float> x, const LayerTokens& tok
   Arena::Scope scope(ctx.arena);
   const MatView<float> shared_out = Fs > 0 ? AllocMat(valid.count, D, ctx) : MatView<float>();
   RunExperts(layer, input, valid, saved, shared_out, ctx);
-  Combine(saved.routing, saved.layout.slot_row, saved.routing.gate, saved.expert_out, shared_out, valid.token_row, y, ctx);
+  const std::span<const float> gates = rc.gates_input ? std::span<const float>() : saved.routing.gate;
+  Combine(saved.routing, saved.layout.slot_row, gates, saved.expert_out, shared_out, valid.token_row, y, ctx);
   return {};
 }
 
@@ -158,8 +136,7 @@ Status MoeLayer::Forward(MatView<const float> x, const LayerTokens& tokens, MatV
                          int64_t* num_dropped, ExecContext& ctx) const {
   const int64_t E = config.router.num_experts;
   MOE_CHECK(y.rows == x.rows && y.cols == x.cols, "y [{},{}], expected [{},{}]", y.rows, y.cols, x.rows, x.cols);
-  MOE_CHECK(weights.router_packed.N() == E && weights.router_packed.K() == x.cols, "the router is [{},{}], expected [{},{}]",
-            weights.router_packed.N(), weights.router_packed.K(), E, x.cols);
+  MOE_CHECK(weights.gate.first.K() == x.cols, "the router reads {} values, expected {}", weights.gate.first.K(), x.cols);
   if (saved != nullptr) {
     *saved = {};
     MOE_TRY(Run(*this, x, tokens, y, /*training=*/true, *saved, ctx));
@@ -190,47 +167,43 @@ void MoeLayer::Backward(MatView<const float> x, const MoeSaved& saved, MatView<c
             d_y.rows, d_y.cols, d_x.rows, d_x.cols, T, D);
   Arena::Scope scope(ctx.arena);
 
-  // Through combine: to the gates and to the experts' outputs.
+  // Through combine: to the experts' outputs, and to the gates, unless those were what the experts read.
+  const bool gates_input = config.router.gates_input;
   const auto d_gate = ctx.arena.Alloc<float>(static_cast<int64_t>(saved.routing.gate.size()));
   const DType format = w.gate_up.format();
   const AnyMat d_out = AllocMat(rows, D, format, ctx);
-  CombineBackward(saved.routing, layout.slot_row, saved.expert_out, d_y, d_gate, d_out, ctx);
-  if (config.executor == Executor::kPadded) ZeroEmptyRows(saved.plan, layout, d_out, ctx);
-
-  const MatView<float> d_logits = AllocMat(T, E, ctx);
-  RouteBackward(config.router, saved.routing, saved.router, saved.plan.slot_row, d_gate, loss_scale, d_logits, ctx);
-
-  if (w.router_bias != nullptr) {
-    float* d_bias = w.router_bias->grad.data();
-    for (int64_t t = 0; t < T; ++t) ctx.kernels.add(d_logits.row(t), E, d_bias);  // padding rows are 0
+  if (gates_input) {
+    CombineBackward(saved.routing, layout.slot_row, {}, {}, d_y, {}, d_out, ctx);
+  } else {
+    CombineBackward(saved.routing, layout.slot_row, saved.routing.gate, saved.expert_out, d_y, d_gate, d_out, ctx);
   }
+  if (config.executor == Executor::kPadded) ZeroEmptyRows(saved.plan, layout, d_out, ctx);
 
   // Padding may hold anything, NaN too: no product reads its rows.
   const ValidRows valid = FindValidRows(saved.routing, ctx);
+  const MatView<float> d_logits = AllocMat(T, E, ctx);
+  const auto through_router = [&] {
+    RouteBackward(config.router, saved.routing, saved.router, saved.plan.slot_row, d_gate, loss_scale, d_logits, ctx);
+    return GateBackward(config.router, w.gate, x, saved.gate, valid, d_logits, ctx);
+  };
+  GateGradient gate;
+  if (!gates_input) gate = through_router();
+
   const bool shared = Fs > 0 && valid.count > 0;
   const ConstAnyMat d_shared_out = shared ? Rounded(OnlyValid(d_y, valid, ctx), format, ctx) : ConstAnyMat();
   const AnyMat d_input = AllocMat(rows, D, format, ctx);
   const MatView<float> d_shared_input = shared ? AllocMat(valid.count, D, ctx) : MatView<float>();
-  const bool jittered = !saved.router_input.empty();
-  std::optional<WeightGradProblem> router;
-  if (valid.count > 0) {
-    router = {.d_y = OnlyValid(d_logits, valid, ctx),
-              .x = jittered ? MatView<const float>(saved.router_input) : x,
-              .x_rows = valid.rows,
-              .d_w = w.router_packed.grad()};
+  RunExpertsBackward(*this, saved.input, valid, saved, d_out, d_shared_out, d_input, d_shared_input, gate.weight, ctx);
+  if (gates_input) {  // rows were gate * x
+    CombineBackward(saved.routing, layout.slot_row, {}, d_input, x, d_gate, {}, ctx);
+    gate = through_router();
+    if (gate.weight) GroupedWeightGrad({&*gate.weight, 1}, ctx);
   }
-  RunExpertsBackward(*this, saved.input, valid, saved, d_out, d_shared_out, d_input, d_shared_input, router, ctx);
 
   // d_x: the shared experts' part, the slots' in order, the router's.
-  Combine(saved.routing, layout.slot_row, {}, d_input, d_shared_input, saved.token_row, d_x, ctx);
-  if (!jittered) {
-    Gemm({.a = d_logits, .weight = &w.router_packed.transposed(), .epilogue = Epilogue::kAccumulate, .c = d_x}, ctx);
-    return;
-  }
-  const MatView<float> d_router_input = AllocMat(T, D, ctx);
-  Gemm({.a = d_logits, .weight = &w.router_packed.transposed(), .c = d_router_input}, ctx);
-  Jitter(config.router, saved.key, d_router_input, ctx);  // the same factors
-  Add(d_router_input, d_x, ctx);
+  const std::span<const float> gates = gates_input ? saved.routing.gate : std::span<const float>();
+  Combine(saved.routing, layout.slot_row, gates, d_input, d_shared_input, saved.token_row, d_x, ctx);
+  AddGateInputGradient(config.router, w.gate, saved.gate, gate, d_x, ctx);
 }
 
 }  // namespace moe

@@ -6,6 +6,7 @@
 
 #include "moe/mixture/dispatch_plan.h"
 #include "moe/mixture/executor.h"
+#include "moe/mixture/gate.h"
 #include "moe/mixture/routing.h"
 #include "moe/ops/packed_parameter.h"
 #include "moe/tensor/parameter_store.h"
@@ -35,17 +36,15 @@ Status Validate(const MoeConfig& config, const std::string& where);
 // Gate and up are one matrix: rows in groups of 16 gates followed by their 16 ups, so that a product's panel holds both.
 // Expert e of a token: down[e] * (silu(gate[e] x) . (up[e] x)). (Shazeer 2020, SwiGLU)
 struct MoeWeights {
-  Parameter* router = nullptr;          // [E,D] always multiplied in float32
-  Parameter* router_bias = nullptr;     // [E] of the logits; null without
+  GateWeights gate;
   Parameter* selection_bias = nullptr;  // [E] see BiasRule; gets no gradient, so that the optimizer leaves it; null without
-  PackedParameter router_packed;        // its float32 pack
   PackedParameter gate_up;              // [E,2F,D]
   PackedParameter down;                 // [E,D,F]
   PackedParameter shared_gate_up;       // [2Fs,D]; unused without shared experts
   PackedParameter shared_down;          // [D,Fs]
 };
-// Adds "<prefix>router", with a bias "<prefix>router_bias", "<prefix>selection_bias", "<prefix>experts.gate_up",
-// "<prefix>experts.down", "<prefix>shared.gate_up", "<prefix>shared.down" to the store (values 0).
+// Adds the gate's parameters, "<prefix>selection_bias", "<prefix>experts.gate_up", "<prefix>experts.down",
+// "<prefix>shared.gate_up", "<prefix>shared.down" to the store (values 0).
 MoeWeights AddMoeWeights(const MoeConfig& config, int64_t D, const std::string& prefix, DType format, ParameterStore& store);
 // Makes every pack from the masters: after load and after each optimizer step.
 void Repack(MoeWeights& weights, bool with_transposed, ExecContext& ctx);
@@ -65,9 +64,8 @@ struct MoeSaved {
   Routing routing;
   DispatchPlan plan;
   RouterSaved router;
-  ConstAnyMat input;             // [T,D] x as the weights read it
-  MatView<float> router_input;   // [T,D] x as the router read it, where that is another: jitter
-  uint64_t key = 0;              // of the tokens
+  ConstAnyMat input;  // [T,D] x as the weights read it
+  GateSaved gate;
   ExpertLayout layout;           // rows of the next three
   AnyMat gate_up;                // [rows,2F] products before the activation
   AnyMat hidden;                 // [rows,F]  after it, as the weights read it

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 
 #include "moe/mixture/scores.h"
 
@@ -52,6 +53,25 @@ void RowRouter::FinishGates(RouteRow& row) const {
   }
   if (factor == 1) return;
   for (int64_t j = 0; j < row.count; ++j) row.gate[j] *= factor;
+}
+
+void RowRouter::Chances(const RouteRow& row, const RowScratch& scratch) const {
+  const int64_t k = row.count;
+  if (k == E()) {  // nobody else could take a place
+    for (int64_t e = 0; e < E(); ++e) row.load[e] += 1, row.load_slope[e] = 0;
+    *row.next_best = -1;
+    return;
+  }
+  SelectTopK(scratch.noisy, E(), k + 1, scratch.selection.keys, scratch.best);
+  const int32_t last = scratch.best[k - 1], next = *row.next_best = scratch.best[k];
+  const double sigma = config.noise_scale;
+  for (int64_t e = 0; e < E(); ++e) {
+    const float v = scratch.noisy[e], v_last = scratch.noisy[last];
+    const bool is_chosen = v > v_last || (v == v_last && e <= last);
+    const double u = (static_cast<double>(row.z[e]) - static_cast<double>(scratch.noisy[is_chosen ? next : last])) / sigma;
+    row.load[e] += std::erfc(-u / std::numbers::sqrt2) / 2;
+    row.load_slope[e] = static_cast<float>(std::exp(-u * u / 2) * std::numbers::inv_sqrtpi / (std::numbers::sqrt2 * sigma));
+  }
 }
 
 void RowRouter::Softmax(RouteRow& row, const RowScratch& scratch) const {
@@ -111,6 +131,7 @@ void RowRouter::Run(RouteRow& row, const RowScratch& scratch) const {
   if (noise(RouterNoise::kGaussian)) {
     Rng rng = NoiseOf(row);
     for (int64_t e = 0; e < E(); ++e) scratch.noisy[e] = row.z[e] + static_cast<float>(config.noise_scale * rng.Normal());
+    if (row.load_slope != nullptr) Chances(row, scratch);
     row.z = scratch.noisy;
   }
   if (IsElementwise(config.score)) {

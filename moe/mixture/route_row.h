@@ -17,6 +17,7 @@ bool IsSoftmaxOfChosen(const RouterConfig& config);
 // Of one thread.
 struct RowScratch {
   float *shifted, *values, *exps, *noisy;  // [E]
+  int32_t* best;                           // [k+1]
   SelectionScratch selection;
 };
 
@@ -30,6 +31,10 @@ struct RouteRow {
   int64_t count;
   float* near;     // [count,E] of sparsemixer, out
   float* softmax;  // [E] out, or null
+  // For the load loss, else null: the slopes [E], out; chances are added to load [E]; next_best, out.
+  float* load_slope = nullptr;
+  double* load = nullptr;
+  int32_t* next_best = nullptr;
   float score_sum = 1;
   double log_sum_exp = 0;
   double entropy = 0;
@@ -63,6 +68,9 @@ struct RowRouter {
 
   // Gates from the chosen experts' raw scores, which gate holds.
   void FinishGates(RouteRow& row) const;
+
+  // Of clean logits row.z and those with noise in scratch: what the load loss asks for.
+  void Chances(const RouteRow& row, const RowScratch& scratch) const;
 
   // p = softmax(z), its log-sum-exp and entropy, and the choice, unless it was made.
   void Softmax(RouteRow& row, const RowScratch& scratch) const;

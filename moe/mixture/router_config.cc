@@ -54,6 +54,12 @@ constexpr std::array kPolicies = {
              r.normalize_epsilon = 1e-20, r.scale = 2.5, r.balance_bias = BiasRule::kSign;
              return r;
            }},
+    Policy{"llama-4",  // top-k of logits, then sigmoid
+           [] {
+             RouterConfig r = Family(1, RouterScore::kSigmoid, false, 0.001);
+             r.gates_input = true;
+             return r;
+           }},
     // As trainers have them.
     Policy{"as-switch",  // Mesh-TensorFlow
            [] {
@@ -232,6 +238,18 @@ Status CheckSelection(const RouterConfig& r, const Checker& wrong) {
 }
 
 Status CheckRest(const RouterConfig& r, const Checker& wrong) {
+  if ((r.gate == GateNetwork::kLinear) != (r.gate_width == 0)) {
+    return wrong("gate_width", "got {} with the {} gate, expected {}", r.gate_width, NameIn(kGateNetworks, r.gate),
+                 r.gate_width == 0 ? "1 or more hidden values" : "0: only mlp and cosine have hidden values");
+  }
+  if (r.load_loss > 0 &&
+      (r.noise != RouterNoise::kGaussian || r.selection != RouterSelection::kTopK || r.groups > 1 || r.selects_by_bias())) {
+    return wrong(
+        "load_loss",
+        "got {}, expected 0, or gaussian noise and plain top_k without groups and selection bias: it is the chance that "
+        "noise brings an expert among the k best logits",
+        r.load_loss);
+  }
   if (r.normalize_after_drop && !r.normalize) {
     return wrong("normalize_after_drop", "got true without normalize, expected both");
   }
@@ -310,8 +328,8 @@ RouterConfig AsServed(RouterConfig config) {
   config.noise = plain.noise, config.noise_scale = plain.noise_scale;
   config.sinkhorn_tolerance = plain.sinkhorn_tolerance, config.sinkhorn_rounds = plain.sinkhorn_rounds;
   config.bias_rate = plain.bias_rate;
-  config.balance_loss = config.gshard_loss = config.importance_loss = config.sequence_loss = config.global_loss =
-      config.z_loss = 0;
+  config.balance_loss = config.gshard_loss = config.importance_loss = config.load_loss = config.sequence_loss =
+      config.global_loss = config.z_loss = 0;
   return config;
 }
 

@@ -16,6 +16,15 @@
 
 namespace moe {
 
+// From the router's input x [D] of a token to logits z [E], in float32 (mixture/gate.h).
+enum class GateNetwork : uint8_t {
+  kLinear,  // W x
+  kMlp,     // W silu(V x): gate_width hidden values, of the experts' own activation: smooth, and no hidden value can die
+  kCosine,  // s cos(V x, w_e), V x of gate_width values; s = exp(learned), at most 100 (Chi et al. 2022, X-MoE; Tutel's clamp)
+};
+inline constexpr std::array<std::pair<std::string_view, GateNetwork>, 3> kGateNetworks = {
+    {{"linear", GateNetwork::kLinear}, {"mlp", GateNetwork::kMlp}, {"cosine", GateNetwork::kCosine}}};
+
 // From logits z [E] of a token to scores s [E]. All of them grow with z, so without bias and groups the order of z decides.
 enum class RouterScore : uint8_t {
   kSoftmax,       // exp(z) / sum over all experts of exp(z) (Shazeer 2017; Mixtral, OLMoE, Qwen, DeepSeek-V2)
@@ -116,13 +125,17 @@ struct CapacityConfig {
 struct RouterConfig {
   int64_t num_experts = 8;  // E
   int64_t top_k = 2;        // k <= E; of expert choice, the mean experts of a token
+  GateNetwork gate = GateNetwork::kLinear;
+  int64_t gate_width = 0;  // of mlp and cosine
   RouterScore score = RouterScore::kSoftmax;
   RouterSelection selection = RouterSelection::kTopK;
   // Gates of a token divided by their sum plus epsilon: over all chosen, or over those that were not dropped.
   bool normalize = true;
   bool normalize_after_drop = false;
   double normalize_epsilon = 0;
-  double scale = 1;   // of the gates, at last (routed_scaling_factor)
+  double scale = 1;  // of the gates, at last (routed_scaling_factor)
+  // Gates multiply what experts read, not what they write; a token's outputs are summed as they are. (Llama 4)
+  bool gates_input = false;
   bool bias = false;  // a learned bias of the logits
   // Experts in groups of equal size, side by side; only the best top_groups may be chosen from. 1: all are one group.
   int64_t groups = 1, top_groups = 1;
@@ -138,13 +151,18 @@ struct RouterConfig {
   bool allow_noncausal = false;   // expert choice in a model that predicts the next token
   CapacityConfig capacity;
 
-  // Coefficients of losses; each is 1 at perfect balance, importance 0.
+  // Coefficients of losses; each is 1 at perfect balance, importance and load 0. z_loss and sequence_loss are means over tokens
+  // or sequences: the same however a step is cut into micro-batches. The others compare loads within a micro-batch.
   double balance_loss = 0.01;  // Switch: E sum_e f_e P_e, f_e = n_e / (k T) (Fedus et al. 2021, eq. 4, k-general)
   double gshard_loss = 0;      // the same with first choices only in f (Lepikhin et al. 2020)
   double importance_loss = 0;  // variance over experts of sum_t p_te, over its squared mean (Shazeer 2017)
-  double sequence_loss = 0;    // Switch, sequence by sequence, averaged (DeepSeek-V2)
-  double global_loss = 0;      // Switch with f of the whole optimizer step so far (Qiu et al. 2025)
-  double z_loss = 0.001;       // mean of logsumexp(z)^2 (Zoph et al. 2022, eq. 5)
+  // The same of load_e = sum_t P(e is among the k best of t if its noise is drawn anew) = sum_t Phi((z_te - m_te) /
+  // noise_scale), m_te the k-th largest noisy logit but e's own: what importance does to gates, for counts, which have no
+  // gradient. With gaussian noise only. (Shazeer 2017, eqs. 8 to 11)
+  double load_loss = 0;
+  double sequence_loss = 0;  // Switch, sequence by sequence, averaged (DeepSeek-V2)
+  double global_loss = 0;    // Switch with f of the whole optimizer step so far (Qiu et al. 2025)
+  double z_loss = 0.001;     // mean of logsumexp(z)^2 (Zoph et al. 2022, eq. 5)
   BiasRule balance_bias = BiasRule::kNone;
   double bias_rate = 0.001;
 
@@ -161,12 +179,15 @@ void VisitRouter(Config& r, Visitor&& visit) {
   constexpr NumberRange kPositive{0, kMostNumber, true}, kNotNegative{0, kMostNumber};
   constexpr WholeRange kExperts{1, 1 << 16};
   visit("top_k", r.top_k, kExperts);
+  visit("gate", r.gate, Choices{kGateNetworks});
+  visit("gate_width", r.gate_width, WholeRange{0, 1 << 16});
   visit("score", r.score, Choices{kRouterScores});
   visit("selection", r.selection, Choices{kRouterSelections});
   visit("normalize", r.normalize, nullptr);
   visit("normalize_after_drop", r.normalize_after_drop, nullptr);
   visit("normalize_epsilon", r.normalize_epsilon, kNotNegative);
   visit("scale", r.scale, kPositive);
+  visit("gates_input", r.gates_input, nullptr);
   visit("bias", r.bias, nullptr);
   visit("groups", r.groups, kExperts);
   visit("top_groups", r.top_groups, kExperts);
@@ -192,6 +213,7 @@ void VisitRouter(Config& r, Visitor&& visit) {
   visit("balance_loss", r.balance_loss, kNotNegative);
   visit("gshard_loss", r.gshard_loss, kNotNegative);
   visit("importance_loss", r.importance_loss, kNotNegative);
+  visit("load_loss", r.load_loss, kNotNegative);
   visit("sequence_loss", r.sequence_loss, kNotNegative);
   visit("global_loss", r.global_loss, kNotNegative);
   visit("z_loss", r.z_loss, kNotNegative);

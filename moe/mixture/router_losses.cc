@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "moe/ops/chunks.h"
+
 namespace moe {
 namespace {
 
@@ -67,6 +69,7 @@ void MeasureLosses(const RouterConfig& config, const RouterSaved& saved, Routing
   if (config.gshard_loss > 0) losses.gshard = mean(Fractions(saved.first_choices));
   if (config.global_loss > 0) losses.global = mean(Fractions(routing.aux.tokens_per_expert, saved.tokens_before));
   if (config.importance_loss > 0) losses.importance = Spread(saved.prob_sum).Value();
+  if (!saved.load_slope.empty()) losses.load = Spread(saved.load).Value();
   if (config.sequence_loss <= 0) return;
   Arena::Scope scope(ctx.arena);
   const auto begin = SequencesOf(saved, ctx);
@@ -121,6 +124,36 @@ ProbGradients LossGradients(const RouterConfig& config, const RouterSaved& saved
     }
   }
   return out;
+}
+
+void AddLoadGradient(const RouterConfig& config, const RouterSaved& saved, const Routing& routing, float loss_scale,
+                     MatView<float> d_logits, ExecContext& ctx) {
+  if (saved.load_slope.empty()) return;
+  const Spread spread(saved.load);
+  const auto by_load = ctx.arena.Alloc<double>(config.num_experts);
+  for (size_t e = 0; e < by_load.size(); ++e) {
+    by_load[e] = loss_scale * config.load_loss * spread.Gradient(saved.load[e], by_load.size());
+  }
+  ForEachChunk(d_logits.rows, RowsPerChunk(d_logits.cols), ctx, [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) {
+      const auto s0 = static_cast<size_t>(routing.slot_begin[static_cast<size_t>(t)]);
+      const auto s1 = static_cast<size_t>(routing.slot_begin[static_cast<size_t>(t) + 1]);
+      const int32_t next = s0 == s1 ? -1 : saved.next_best[static_cast<size_t>(t)];
+      if (next < 0) continue;  // padding, or all chosen
+      const float* slope = saved.load_slope.row(t);
+      float* d_z = d_logits.row(t);
+      double all = 0, of_chosen = 0;
+      for (int64_t e = 0; e < d_logits.cols; ++e) {
+        const double d = by_load[static_cast<size_t>(e)] * static_cast<double>(slope[e]);
+        d_z[e] += static_cast<float>(d), all += d;
+      }
+      for (const int32_t e : routing.expert.subspan(s0, s1 - s0)) {
+        of_chosen += by_load[static_cast<size_t>(e)] * static_cast<double>(slope[e]);
+      }
+      d_z[next] -= static_cast<float>(of_chosen);  // what the chosen are compared with
+      d_z[routing.expert[s1 - 1]] -= static_cast<float>(all - of_chosen);
+    }
+  });
 }
 
 }  // namespace moe

@@ -25,4 +25,9 @@ struct ProbGradients {
 ProbGradients LossGradients(const RouterConfig& config, const RouterSaved& saved, const Routing& routing, float loss_scale,
                             ExecContext& ctx);
 
+// d_logits [T,E] += the load loss's gradient. Only the noise is a constant: a chance falls as the logit m that it is compared
+// with rises, and that one is a logit too, as autograd has it in the paper's code (tensor2tensor), FastMoE and Tutel.
+void AddLoadGradient(const RouterConfig& config, const RouterSaved& saved, const Routing& routing, float loss_scale,
+                     MatView<float> d_logits, ExecContext& ctx);
+
 }  // namespace moe

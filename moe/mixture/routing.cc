@@ -22,6 +22,7 @@ int64_t NumChunks(int64_t T) {
 struct Partial {
   std::span<double> prob_sum;  // [E]
   std::span<int64_t> count;    // [E]
+  std::span<double> load;      // [E] of the load loss, else empty
   double entropy = 0, z_loss = 0;
   int64_t bad_token = kNoToken;
 };
@@ -155,10 +156,16 @@ Result<Routing> Route(const RouterConfig& config, const RouteInput& input, Route
     saved->prob_sum = ctx.arena.AllocZero<double>(E);
     saved->first_choices = ctx.arena.AllocZero<int64_t>(E);
     saved->sequence_begin = input.sequence_begin, saved->tokens_before = input.tokens_before;
-    saved->softmax = saved->near = {};
+    saved->softmax = saved->near = saved->load_slope = {};
     if (IsElementwise(config.score) && config.z_loss > 0) saved->softmax = {ctx.arena.Alloc<float>(T * E).data(), T, E};
     if (sparsemixer) saved->near = {ctx.arena.Alloc<float>(S * E).data(), S, E};
+    if (config.load_loss > 0 && input.training) {
+      saved->load_slope = {ctx.arena.Alloc<float>(T * E).data(), T, E};
+      saved->next_best = ctx.arena.Alloc<int32_t>(T);
+      saved->load = ctx.arena.AllocZero<double>(E);
+    }
   }
+  const bool has_load = saved != nullptr && !saved->load_slope.empty();
   const bool balances = input.training && config.selection == RouterSelection::kSinkhorn;
   const auto log_column = ctx.arena.Alloc<float>(balances ? E : 0);
 
@@ -169,6 +176,7 @@ Result<Routing> Route(const RouterConfig& config, const RouteInput& input, Route
     const auto partials = ctx.arena.Alloc<Partial>(num_chunks);
     const auto prob_sums = ctx.arena.AllocZero<double>(num_chunks * E);
     const auto counts = ctx.arena.AllocZero<int64_t>(num_chunks * E);
+    const auto loads = ctx.arena.AllocZero<double>(has_load ? num_chunks * E : 0);
     const auto zeros = ctx.arena.AllocZero<float>(E);
     const auto scratch = ctx.arena.Alloc<RowScratch>(ctx.pool.num_threads());
     const auto own_p = ctx.arena.Alloc<float>(E * ctx.pool.num_threads());
@@ -178,6 +186,7 @@ Result<Routing> Route(const RouterConfig& config, const RouteInput& input, Route
            .values = ctx.arena.Alloc<float>(E).data(),
            .exps = ctx.arena.Alloc<float>(E).data(),
            .noisy = ctx.arena.Alloc<float>(E).data(),
+           .best = ctx.arena.Alloc<int32_t>(has_load ? config.top_k + 1 : 0).data(),
            .selection = SelectionScratch::Alloc(config, ctx)};
     }
     const auto is_finite = [&](const float* z) { return ctx.kernels.dot(z, zeros.data(), E) == 0; };  // 0 * inf is NaN
@@ -190,6 +199,7 @@ Result<Routing> Route(const RouterConfig& config, const RouteInput& input, Route
     ctx.pool.ParallelFor(num_chunks, [&](int64_t chunk, int thread) {
       Partial partial{.prob_sum = prob_sums.subspan(static_cast<size_t>(chunk * E), static_cast<size_t>(E)),
                       .count = counts.subspan(static_cast<size_t>(chunk * E), static_cast<size_t>(E))};
+      if (has_load) partial.load = loads.subspan(static_cast<size_t>(chunk * E), static_cast<size_t>(E));
       for (int64_t t = chunk * kChunk; t < std::min(T, (chunk + 1) * kChunk); ++t) {
         const int64_t s0 = slot_begin[static_cast<size_t>(t)];
         float* p = saved != nullptr ? saved->probs.row(t) : own_p.data() + E * thread;
@@ -214,6 +224,10 @@ Result<Routing> Route(const RouterConfig& config, const RouteInput& input, Route
             .count = slot_begin[static_cast<size_t>(t) + 1] - s0,
             .near = saved != nullptr && sparsemixer ? saved->near.row(s0) : own_near.data() + config.top_k * E * thread,
             .softmax = saved != nullptr && !saved->softmax.empty() ? saved->softmax.row(t) : nullptr};
+        if (has_load) {
+          row.load_slope = saved->load_slope.row(t), row.load = partial.load.data();
+          row.next_best = &saved->next_best[static_cast<size_t>(t)];
+        }
         policy.Run(row, scratch[static_cast<size_t>(thread)]);
         for (int64_t j = 0; j < row.count; ++j) ++partial.count[static_cast<size_t>(row.chosen[j])];
         for (int64_t e = 0; e < E; ++e) partial.prob_sum[static_cast<size_t>(e)] += p[e];
@@ -234,6 +248,7 @@ Result<Routing> Route(const RouterConfig& config, const RouteInput& input, Route
       for (size_t e = 0; e < static_cast<size_t>(E); ++e) {
         prob_sum[e] += partial.prob_sum[e];
         aux.tokens_per_expert[e] += partial.count[e];
+        if (has_load) saved->load[e] += partial.load[e];
       }
     }
     aux.num_tokens = valid.empty() ? T : T - std::count(valid.begin(), valid.end(), uint8_t{0});

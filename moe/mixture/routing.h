@@ -15,7 +15,7 @@ inline constexpr double kEntropyUnit = 0x1p-30;  // nats: a token's entropy is a
 
 // Of losses that have a coefficient, without it; RouterConfig has their formulas.
 struct RouterLosses {
-  double gshard = 0, importance = 0, sequence = 0, global = 0;
+  double gshard = 0, importance = 0, load = 0, sequence = 0, global = 0;
 };
 
 // What routing measured on the way. Padding rows are in none of it. p [T,E]: the softmax of the logits, or, of scores that are
@@ -58,6 +58,9 @@ struct RouterSaved {
   std::span<float> log_sum_exp;             // [T]
   MatView<float> softmax;                   // [T,E] of the logits where p is none and z_loss wants it, else empty
   MatView<float> near;                      // [S,E] of sparsemixer: each slot's own softmax, else empty
+  MatView<float> load_slope;                // [T,E] of the load loss: the chance to be chosen by its logit, else empty
+  std::span<int32_t> next_best;             // [T]   and the expert just not chosen, -1: all were
+  std::span<double> load;                   // [E]   and the sums of these chances
   std::span<double> prob_sum;               // [E] sums of p
   std::span<int64_t> first_choices;         // [E]
   std::span<const int32_t> sequence_begin;  // as RouteInput has them

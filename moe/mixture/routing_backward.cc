@@ -90,6 +90,7 @@ void RouteBackward(const RouterConfig& config, const Routing& routing, const Rou
       }
     }
   });
+  AddLoadGradient(config, saved, routing, loss_scale, d_logits, ctx);
 }
 
 }  // namespace moe

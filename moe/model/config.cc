@@ -122,7 +122,7 @@ ParameterCount CountParameters(const ModelConfig& config) {
     }
     const MoeConfig& moe = layer.moe;
     const int64_t expert = DenseFfnValues(D, moe.expert_width);
-    count.router += moe.router.num_experts * (D + (moe.router.bias ? 1 : 0) + (moe.router.selects_by_bias() ? 1 : 0));
+    count.router += NumGateValues(moe.router, D) + (moe.router.selects_by_bias() ? moe.router.num_experts : 0);
     count.experts += moe.router.num_experts * expert;
     count.shared_experts += DenseFfnValues(D, moe.shared_width());
     idle += (moe.router.num_experts - moe.router.top_k) * expert;

@@ -57,18 +57,27 @@ Status Attention(const Fn& fn, const ModelConfig& config, const std::string& our
 
 Status Moe(const Fn& fn, const MoeConfig& moe, int64_t D, bool mixtral, const std::string& ours, const std::string& theirs) {
   const std::string block = theirs + (mixtral ? "block_sparse_moe." : "mlp.");
-  MOE_TRY(OneTensor(fn, ours + "moe.router", block + "gate.weight", moe.router.num_experts, D));
-  const auto bias = [&](const char* ours_name, const char* name) {
+  const RouterConfig& router = moe.router;
+  const int64_t E = router.num_experts;
+  // What no public family has is float32 in every file.
+  const auto exact = [&](const char* ours_name, const char* name, int64_t rows, int64_t cols, bool is_vector) {
     return fn({.parameter = ours + ours_name,
-               .rows = 1,
-               .cols = moe.router.num_experts,
-               .is_vector = true,
+               .rows = rows,
+               .cols = cols,
+               .is_vector = is_vector,
                .exact = true,
-               .pieces = {{.name = block + name, .rows = 1}}});
+               .pieces = {{.name = block + name, .rows = rows}}});
   };
-  if (moe.router.bias) MOE_TRY(bias("moe.router_bias", "gate.bias"));
-  if (moe.router.selects_by_bias()) MOE_TRY(bias("moe.selection_bias", "gate.e_score_correction_bias"));
-  for (int64_t e = 0; e < moe.router.num_experts; ++e) {
+  if (router.gate == GateNetwork::kLinear) {
+    MOE_TRY(OneTensor(fn, ours + "moe.router", block + "gate.weight", E, D));
+  } else {
+    MOE_TRY(exact("moe.router_hidden", "gate.hidden.weight", router.gate_width, D, false));
+    MOE_TRY(exact("moe.router", "gate.weight", E, router.gate_width, false));
+  }
+  if (router.gate == GateNetwork::kCosine) MOE_TRY(exact("moe.router_scale", "gate.log_scale", 1, 1, true));
+  if (router.bias) MOE_TRY(exact("moe.router_bias", "gate.bias", 1, E, true));
+  if (router.selects_by_bias()) MOE_TRY(exact("moe.selection_bias", "gate.e_score_correction_bias", 1, E, true));
+  for (int64_t e = 0; e < E; ++e) {
     MOE_TRY(Ffn(fn, ours + "moe.experts.", e, fmt::format("{}experts.{}.", block, e), mixtral ? kMixtralNames : kFfnNames, D,
                 moe.expert_width));
   }

@@ -71,6 +71,9 @@ int64_t PolicyBytes(const RouterConfig& router, int64_t T, int64_t D) {
   const int64_t E = router.num_experts, slots = Slots(router, T);
   int64_t bytes = slots;  // who was kept, where there is a capacity
   if (router.noise == RouterNoise::kJitter) bytes += T * D * kFloat;
+  if (router.load_loss > 0) bytes += T * (E + 1) * kFloat;
+  if (router.gate == GateNetwork::kMlp) bytes += 2 * T * router.gate_width * kFloat;
+  if (router.gate == GateNetwork::kCosine) bytes += T * (router.gate_width + 1) * kFloat;
   if (router.score == RouterScore::kSparsemixer) bytes += slots * E * kFloat;
   const bool own_softmax =
       router.score == RouterScore::kSigmoid || router.score == RouterScore::kSqrtSoftplus || router.score == RouterScore::kRelu;
@@ -88,7 +91,7 @@ int64_t FfnSaved(const LayerSpec& layer, DType format, int64_t D, int64_t T) {
   if (layer.ffn == FfnKind::kDense) return GatedBytes(format, T, layer.ffn_width);
   const MoeConfig& moe = layer.moe;
   const int64_t rows = ExpertRows(moe, T, true);
-  const int64_t buckets = moe.executor == Executor::kPadded ? rows * D * SizeOf(format) : 0;
+  const int64_t buckets = moe.executor == Executor::kPadded || moe.router.gates_input ? rows * D * SizeOf(format) : 0;
   return RoutingBytes(moe, T) + PolicyBytes(moe.router, T, D) + T * D * CopySize(format) +
          GatedBytes(format, rows, moe.expert_width) + rows * D * SizeOf(format) + GatedBytes(format, T, moe.shared_width()) +
          buckets;
@@ -109,7 +112,9 @@ int64_t FfnBackwardScratch(const LayerSpec& layer, DType format, int64_t D, int6
   const int64_t rows = ExpertRows(moe, T, true);
   int64_t bytes = (Slots(moe.router, T) + T * E) * kFloat + rows * (2 * D + 3 * F) * SizeOf(format);
   if (moe.router.noise == RouterNoise::kJitter) bytes += T * D * kFloat;
-  bytes += std::max({WeightGradScratch(D, F), WeightGradScratch(2 * F, D), WeightGradScratch(E, D)});
+  const int64_t gate_outputs = moe.router.gate_width > 0 ? moe.router.gate_width : E;
+  bytes += T * moe.router.gate_width * kFloat;
+  bytes += std::max({WeightGradScratch(D, F), WeightGradScratch(2 * F, D), WeightGradScratch(gate_outputs, D)});
   if (Fs > 0) bytes += T * D * kFloat + T * 3 * Fs * SizeOf(format) + T * D * CopySize(format);
   return bytes;
 }
@@ -144,10 +149,10 @@ int64_t InferenceActivations(const ModelConfig& config, DType format, int64_t T,
     int64_t bytes = T * layer.ffn_width * SizeOf(format);
     if (layer.ffn == FfnKind::kMoe) {
       const MoeConfig& moe = layer.moe;
-      const int64_t copies = moe.executor == Executor::kPadded ? w.D : 0;
+      const int64_t copies = moe.executor == Executor::kPadded || moe.router.gates_input ? w.D : 0;
       bytes = RoutingBytes(moe, T) + ExpertRows(moe, T, false) * (moe.expert_width + copies + w.D) * SizeOf(format) +
-              T * (w.D + (moe.shared_width() > 0 ? w.D : 0)) * kFloat + T * moe.shared_width() * SizeOf(format) +
-              T * w.D * CopySize(format);
+              T * (w.D + moe.router.gate_width + (moe.shared_width() > 0 ? w.D : 0)) * kFloat +
+              T * moe.shared_width() * SizeOf(format) + T * w.D * CopySize(format);
     }
     layer_bytes = std::max(layer_bytes, bytes);
   }
@@ -172,8 +177,10 @@ int64_t PackBytes(const ModelConfig& config, DType format, bool training) {
       bytes += ffn(layer.ffn_width);
     } else {
       const MoeConfig& moe = layer.moe;
-      bytes += pack(DType::kF32, moe.router.num_experts, w.D) + moe.router.num_experts * ffn(moe.expert_width) +
-               ffn(moe.shared_width());
+      const int64_t width = moe.router.gate_width;
+      if (width > 0) bytes += pack(DType::kF32, width, w.D);
+      bytes += pack(DType::kF32, moe.router.num_experts, width > 0 ? width : w.D) +
+               moe.router.num_experts * ffn(moe.expert_width) + ffn(moe.shared_width());
     }
   }
   return bytes;

@@ -86,7 +86,8 @@ Model::Model(ModelConfig config, DType format, bool training, bool masters)
       if (parameter.value.shape().size() == 1) parameter.value.Allocate();
     }
     for (Block& block : blocks_) {
-      if (block.spec.ffn == FfnKind::kMoe) block.moe.weights.router->value.Allocate();
+      if (block.spec.ffn != FfnKind::kMoe) continue;
+      block.moe.weights.gate.ForEachMatrix([](PackedParameter& matrix) { matrix.parameter().value.Allocate(); });
     }
   }
   if (training_) store_.AllocateGradients();
@@ -139,9 +140,9 @@ void Model::Initialize(uint64_t seed, ExecContext& ctx) {
     }
   }
   for (Block& block : blocks_) {
-    for (Parameter* bias : {block.moe.weights.router_bias, block.moe.weights.selection_bias}) {
-      if (bias != nullptr) std::ranges::fill(bias->value.span(), 0.0f);
-    }
+    InitializeVectors(block.moe.weights.gate);
+    Parameter* bias = block.moe.weights.selection_bias;
+    if (bias != nullptr) std::ranges::fill(bias->value.span(), 0.0f);
   }
   Repack(ctx);
 }
@@ -173,7 +174,9 @@ void Model::RepackAndDropMasters(ExecContext& ctx) {
   ModelPass::ForEachPacked(*this, true, [&](PackedParameter& packed) {
     if (packed.parameter().value.empty()) return;
     packed.Repack(false, ctx);
-    if (&packed.parameter() != embedding_) packed.DropMaster();
+    const bool read = std::any_of(blocks_.begin(), blocks_.end(),
+                                  [&](const Block& block) { return block.moe.weights.gate.reads_master(packed.parameter()); });
+    if (&packed.parameter() != embedding_ && !read) packed.DropMaster();
   });
 }
 

@@ -100,7 +100,7 @@ struct ModelPass {
         continue;
       }
       MoeWeights& moe = block.moe.weights;
-      if (routers) fn(moe.router_packed);
+      if (routers) moe.gate.ForEachMatrix(fn);
       fn(moe.gate_up);
       fn(moe.down);
       if (block.spec.moe.shared_width() > 0) {

@@ -49,7 +49,7 @@ std::shared_ptr<BenchLayer> MakeLayer(const MoeShape& s, DType format, Executor 
   out->down = GiveStorage(w.down, training, seed + 1, ctx);
   Tensor router({s.E, s.D});
   FillRandomValues(router.span(), 0.02f, seed + 2, ctx);
-  w.router_packed.PackOne(0, router.mat(), training, ctx);
+  w.gate.first.PackOne(0, router.mat(), training, ctx);
   if (training) out->store.AllocateGradients();
   return out;
 }
@@ -123,7 +123,7 @@ std::function<void()> RouterOf(const std::shared_ptr<Work>& w, ExecContext& ctx)
     const MoeLayer& layer = w->layer();
     const int64_t T = w->x.rows, E = layer.config.router.num_experts;
     const MatView<float> logits{ctx.arena.Alloc<float>(T * E).data(), T, E};
-    LinearForward(layer.weights.router_packed, w->x, logits, Epilogue::kStore, ctx);
+    LinearForward(layer.weights.gate.first, w->x, logits, Epilogue::kStore, ctx);
     RouterSaved saved{.probs = logits};
     const Result<Routing> routing = Route(layer.config.router, {.logits = logits}, &saved, ctx);
     MOE_CHECK(routing.has_value(), "{}", routing.error().Message());

@@ -11,6 +11,7 @@
 #include "moe/mixture/capacity.h"
 #include "moe/mixture/moe_layer.h"
 #include "testing/reference/bounded.h"
+#include "testing/reference/gate_twin.h"
 #include "testing/reference/tape.h"
 
 namespace moe::test {
@@ -18,12 +19,14 @@ namespace moe::test {
 // The weights of one layer, as the ParameterStore holds them.
 template <class Real>
 struct MoeTwinWeights {
-  std::vector<Real> router;          // [E,D]
+  std::vector<Real> router;          // [E,D], or [E,gate_width]
   std::vector<Real> gate_up;         // [E,2F,D], gates and ups interleaved in groups of 16
   std::vector<Real> down;            // [E,D,F]
   std::vector<Real> shared_gate_up;  // [2Fs,D]
   std::vector<Real> shared_down;     // [D,Fs]
   std::vector<Real> router_bias;     // [E], or empty: none
+  std::vector<Real> router_hidden;   // [gate_width,D], or empty: a linear gate
+  std::vector<Real> router_scale;    // [1] of a cosine gate, else empty
 
   template <class Other>
   static std::vector<Real> Convert(const std::vector<Other>& from) {
@@ -31,8 +34,8 @@ struct MoeTwinWeights {
   }
   template <class Other>
   static MoeTwinWeights From(const MoeTwinWeights<Other>& w) {
-    return {Convert(w.router),         Convert(w.gate_up),     Convert(w.down),
-            Convert(w.shared_gate_up), Convert(w.shared_down), Convert(w.router_bias)};
+    return {Convert(w.router),      Convert(w.gate_up),     Convert(w.down),          Convert(w.shared_gate_up),
+            Convert(w.shared_down), Convert(w.router_bias), Convert(w.router_hidden), Convert(w.router_scale)};
   }
 };
 
@@ -76,17 +79,18 @@ class MoeTwin {
     y.assign(Size(T * D), Real(0)), logits.assign(Size(T * E), Real(0)), probs = logits, lse.assign(Size(T), Real(0));
     slots.assign(Size(T), {}), shared.assign(Size(T), {}), tokens_per_expert.assign(Size(E), 0);
     num_tokens = num_dropped = 0;
+    gate_ = {.config = rc, .D = D, .w = {w.router_hidden, w.router, w.router_scale, w.router_bias}};
     std::vector<Real> prob_sum(Size(E), Real(0));
     balance_loss = z_loss = entropy = Real(0);
     for (int64_t t = 0; t < T; ++t) {
-      if (!IsToken(t)) continue;
+      if (!IsToken(t)) {
+        gate_.Skip();
+        continue;
+      }
       ++num_tokens;
       const Real* z = Row(logits, t, E);
-      for (int64_t e = 0; e < E; ++e) {
-        Real& logit = logits[Size(t * E + e)];
-        logit = DotOf(D, Row(x, t, D), 1, Row(w.router, e, D), 1);
-        if (!w.router_bias.empty()) logit += w.router_bias[Size(e)];
-      }
+      const std::vector<Real> own_logits = gate_.Forward(Row(x, t, D));
+      std::copy(own_logits.begin(), own_logits.end(), logits.begin() + t * E);
       std::vector<int64_t> order(Size(E));
       std::iota(order.begin(), order.end(), 0);
       std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return ValueOf(z[a]) > ValueOf(z[b]); });
@@ -109,15 +113,18 @@ class MoeTwin {
         slot.kept = capacity == kNoCapacity || slot.position < capacity;
         num_dropped += slot.kept ? 0 : 1;
         slot.gate = exps[Size(e)] / (SumsToOne() ? chosen_sum : sum);
-        if (slot.kept) slot.ffn = RunFfn(t, F, w.gate_up, w.down, e), slot.ffn.out = Operand(slot.ffn.out.data(), D);
+        if (slot.kept) {
+          slot.ffn = RunFfn(Input(t, slot.gate), F, w.gate_up, w.down, e);
+          slot.ffn.out = Operand(slot.ffn.out.data(), D);
+        }
         slots[Size(t)].push_back(slot);
       }
-      if (Fs > 0) shared[Size(t)] = RunFfn(t, Fs, w.shared_gate_up, w.shared_down, 0);
+      if (Fs > 0) shared[Size(t)] = RunFfn(Input(t), Fs, w.shared_gate_up, w.shared_down, 0);
       for (int64_t d = 0; d < D; ++d) {
         Real& out = y[Size(t * D + d)];
         if (Fs > 0) out += shared[Size(t)].out[Size(d)];
         for (const Slot& s : slots[Size(t)]) {
-          if (s.kept) out += s.gate * s.ffn.out[Size(d)];
+          if (s.kept) out += rc.gates_input ? s.ffn.out[Size(d)] : s.gate * s.ffn.out[Size(d)];
         }
       }
     }
@@ -149,19 +156,21 @@ class MoeTwin {
       std::vector<Real> d_gates;
       std::vector<Real> from_experts(Size(D), Real(0));
       if (Fs > 0) {
-        const std::vector<Real> d = FfnBackward(t, Fs, w.shared_gate_up, w.shared_down, 0, shared[Size(t)],
+        const std::vector<Real> d = FfnBackward(Input(t), Fs, w.shared_gate_up, w.shared_down, 0, shared[Size(t)],
                                                 {d_y.begin() + t * D, d_y.begin() + (t + 1) * D}, shared_grads);
         for (int64_t i = 0; i < D; ++i) from_experts[Size(i)] += d[Size(i)];
       }
       for (const Slot& s : slots[Size(t)]) {
         d_gates.push_back(Real(0));
         if (!s.kept) continue;
-        d_gates.back() = DotOf(D, s.ffn.out.data(), 1, Row(d_y, t, D), 1);
-        std::vector<Real> d_out;
-        for (int64_t i = 0; i < D; ++i) d_out.push_back(s.gate * d_y[Size(t * D + i)]);
-        const std::vector<Real> d_in = FfnBackward(t, F, w.gate_up, w.down, s.expert, s.ffn, d_out, grads[Size(s.expert)]);
+        std::vector<Real> d_out(Row(d_y, t, D), Row(d_y, t, D) + D);
+        for (int64_t i = 0; !rc.gates_input && i < D; ++i) d_out[Size(i)] = s.gate * d_out[Size(i)];
+        const std::vector<Real> d_in =
+            FfnBackward(Input(t, s.gate), F, w.gate_up, w.down, s.expert, s.ffn, d_out, grads[Size(s.expert)]);
         const std::vector<Real> d = Operand(d_in.data(), D);
-        for (int64_t i = 0; i < D; ++i) from_experts[Size(i)] += d[Size(i)];
+        d_gates.back() =
+            rc.gates_input ? DotOf(D, d.data(), 1, Row(x, t, D), 1) : DotOf(D, s.ffn.out.data(), 1, Row(d_y, t, D), 1);
+        for (int64_t i = 0; i < D; ++i) from_experts[Size(i)] += rc.gates_input ? s.gate * d[Size(i)] : d[Size(i)];
       }
       d_gate.insert(d_gate.end(), d_gates.begin(), d_gates.end());
 
@@ -184,19 +193,23 @@ class MoeTwin {
           d_z[slots[Size(t)][j].expert] += slots[Size(t)][j].gate * (d_gates[j] + -mean);
         }
       }
-      for (int64_t i = 0; i < D; ++i) {  // one sum: the router's products are added to the experts' part
-        std::vector<Real> a{from_experts[Size(i)]}, b{Real(1)};
-        for (int64_t e = 0; e < E; ++e) a.push_back(d_z[e]), b.push_back(w.router[Size(e * D + i)]);
-        d_x[Size(t * D + i)] = DotOf(E + 1, a.data(), 1, b.data(), 1);
+      std::copy(from_experts.begin(), from_experts.end(), d_x.begin() + t * D);
+    }
+    GateTwinWeights<Real> d_gate_w = gate_.Backward(d_logits, x);
+    for (int64_t t = 0; t < T; ++t) {
+      for (int64_t i = 0; i < D && IsToken(t); ++i) {  // one sum: the router's products are added to the experts' part
+        std::vector<Real> a{d_x[Size(t * D + i)]}, b{Real(1)};
+        for (int64_t j = 0; j < gate_.N(); ++j) {
+          a.push_back(gate_.d_product[Size(t * gate_.N() + j)]), b.push_back(gate_.First()[Size(j * D + i)]);
+        }
+        d_x[Size(t * D + i)] = DotOf(gate_.N() + 1, a.data(), 1, b.data(), 1);
       }
     }
-    d_w = {};
+    d_w = {.router = d_gate_w.out,
+           .router_bias = d_gate_w.bias,
+           .router_hidden = d_gate_w.hidden,
+           .router_scale = d_gate_w.log_scale};
     for (int64_t e = 0; e < E; ++e) {
-      if (!w.router_bias.empty()) {
-        const std::vector<Real> ones(Size(T), Real(1));
-        d_w.router_bias.push_back(DotOf(T, d_logits.data() + e, E, ones.data(), 1));
-      }
-      for (int64_t i = 0; i < D; ++i) d_w.router.push_back(DotOf(T, d_logits.data() + e, E, x.data() + i, D));
       Contract(grads[Size(e)], 2 * F, D, true, d_w.gate_up);
       Contract(grads[Size(e)], D, F, false, d_w.down);
     }
@@ -210,6 +223,7 @@ class MoeTwin {
   bool IsToken(int64_t t) const { return valid.empty() || valid[Size(t)] != 0; }
 
  private:
+  GateTwin<Real> gate_;
   // Rows that contribute to the weight gradients of one FFN, side by side.
   struct FfnGrads {
     int64_t rows = 0;
@@ -223,6 +237,12 @@ class MoeTwin {
     for (Real& v : out) v = Kept(v);
     return out;
   }
+  // What an expert reads of a token; the shared ones: gate 1.
+  std::vector<Real> Input(int64_t t, const Real& gate = Real(1)) const {
+    std::vector<Real> in(Row(x, t, D), Row(x, t, D) + D);
+    for (Real& v : in) v = Kept(config.router.gates_input ? gate * v : v);
+    return in;
+  }
   // As it lies in memory between two products.
   Real Kept(const Real& v) const { return bf16 ? RoundToBf16(v) : v; }
   double FractionValue(int64_t e) const {
@@ -233,10 +253,11 @@ class MoeTwin {
   static int64_t GateRow(int64_t f) { return f / 16 * 32 + f % 16; }
   static int64_t UpRow(int64_t f) { return GateRow(f) + 16; }
 
-  Ffn RunFfn(int64_t t, int64_t F, const std::vector<Real>& gate_up, const std::vector<Real>& down, int64_t e) const {
+  Ffn RunFfn(const std::vector<Real>& in, int64_t F, const std::vector<Real>& gate_up, const std::vector<Real>& down,
+             int64_t e) const {
     using std::exp;
     Ffn out;
-    const std::vector<Real> in = Operand(Row(x, t, D), D), W = Operand(Row(gate_up, e, 2 * F * D), 2 * F * D);
+    const std::vector<Real> W = Operand(Row(gate_up, e, 2 * F * D), 2 * F * D);
     for (int64_t n = 0; n < 2 * F; ++n) out.gate_up.push_back(DotOf(D, in.data(), 1, Row(W, n, D), 1));
     for (int64_t f = 0; f < F; ++f) {
       const Real gate = out.gate_up[Size(GateRow(f))];
@@ -248,8 +269,9 @@ class MoeTwin {
   }
 
   // Gradient by the FFN's input; adds its row to `grads`.
-  std::vector<Real> FfnBackward(int64_t t, int64_t F, const std::vector<Real>& gate_up, const std::vector<Real>& down,
-                                int64_t e, const Ffn& ffn, const std::vector<Real>& d_out, FfnGrads& grads) const {
+  std::vector<Real> FfnBackward(const std::vector<Real>& in, int64_t F, const std::vector<Real>& gate_up,
+                                const std::vector<Real>& down, int64_t e, const Ffn& ffn, const std::vector<Real>& d_out,
+                                FfnGrads& grads) const {
     using std::exp;
     const std::vector<Real> W = Operand(Row(gate_up, e, 2 * F * D), 2 * F * D), V = Operand(Row(down, e, D * F), D * F);
     const std::vector<Real> d_o = Operand(d_out.data(), D);
@@ -269,7 +291,7 @@ class MoeTwin {
       to.insert(to.end(), from.begin(), from.end());
     };
     append(grads.d_out, d_o), append(grads.hidden, Operand(ffn.hidden.data(), F));
-    append(grads.d_gate_up, d_gu), append(grads.input, Operand(Row(x, t, D), D));
+    append(grads.d_gate_up, d_gu), append(grads.input, in);
     return d_in;
   }
 

@@ -13,12 +13,21 @@
 
 namespace moe::test {
 
+// Of the standard normal distribution.
+inline double NormalCdf(double x) {
+  return std::erfc(-x / std::sqrt(2.0)) / 2;
+}
+inline Bounded NormalCdf(const Bounded& x) {  // no slope is larger than 1 / sqrt(2 pi)
+  return {NormalCdf(x.value), 0.4 * x.error + kEpsF32 * NormalCdf(x.value)};
+}
+
 template <class Real>
 class PolicyTwin {
  public:
   RouterConfig config;
   double factor = 0;                    // of the capacity; 0: dropless
   std::vector<Real> logits;             // [T,E]
+  std::vector<double> noise;            // [T,E] added to the logits; empty: none
   std::vector<uint8_t> valid;           // [T]; empty: all
   std::vector<double> bias;             // [E] of the selection; empty: none
   std::vector<int32_t> sequence_begin;  // empty: one sequence
@@ -35,7 +44,7 @@ class PolicyTwin {
   std::vector<int64_t> load;             // [E] before dropping
   std::vector<Real> p;                   // [T,E]
   int64_t num_tokens = 0;
-  Real balance_loss = 0, z_loss = 0, entropy = 0, gshard = 0, importance = 0, sequence = 0, global = 0;
+  Real balance_loss = 0, z_loss = 0, entropy = 0, gshard = 0, importance = 0, load_loss = 0, sequence = 0, global = 0;
 
   int64_t T() const { return static_cast<int64_t>(logits.size()) / E(); }
   int64_t E() const { return config.num_experts; }
@@ -43,11 +52,14 @@ class PolicyTwin {
   void Run() {
     slots.assign(Size(T()), {}), load.assign(Size(E()), 0), p.assign(logits.size(), Real(0));
     num_tokens = 0, balance_loss = z_loss = entropy = Real(0);
-    std::vector<Real> p_sum(Size(E()), Real(0));
+    std::vector<Real> p_sum(Size(E()), Real(0)), chances(Size(E()), Real(0));
     for (int64_t t = 0; t < T(); ++t) {
       if (!IsToken(t)) continue;
       ++num_tokens;
-      const std::vector<Real> z(logits.begin() + t * E(), logits.begin() + (t + 1) * E());
+      std::vector<Real> z(logits.begin() + t * E(), logits.begin() + (t + 1) * E());
+      const std::vector<Real> clean = z;
+      for (int64_t e = 0; !noise.empty() && e < E(); ++e) z[Size(e)] += Real(noise[Size(t * E() + e)]);
+      for (int64_t e = 0; !noise.empty() && e < E(); ++e) chances[Size(e)] += Chance(clean[Size(e)], z, e);
       const std::vector<Real> softmax = Softmax(z, All());
       const std::vector<Real> s = Scores(z, softmax);
       slots[Size(t)] = config.score == RouterScore::kSparsemixer ? Sparsemix(t, z) : Chosen(t, z, s);
@@ -76,13 +88,15 @@ class PolicyTwin {
     balance_loss *= Real(static_cast<double>(E()));
     z_loss = z_loss / n, entropy = entropy / n;
     MoreLosses(p_sum);
+    load_loss = SquaredVariation(chances);
   }
 
   // sum over slots, in order, of d_gate * gate (dropped ones too: their d_gate is 0), plus the losses.
   Real Objective(const std::vector<double>& d_gate, double loss_scale) const {
     Real sum = Real(loss_scale * config.balance_loss) * balance_loss + Real(loss_scale * config.z_loss) * z_loss +
                Real(loss_scale * config.gshard_loss) * gshard + Real(loss_scale * config.importance_loss) * importance +
-               Real(loss_scale * config.sequence_loss) * sequence + Real(loss_scale * config.global_loss) * global;
+               Real(loss_scale * config.load_loss) * load_loss + Real(loss_scale * config.sequence_loss) * sequence +
+               Real(loss_scale * config.global_loss) * global;
     size_t i = 0;
     for (const auto& of_token : slots) {
       for (const Slot& s : of_token) sum += Real(d_gate[i++]) * s.gate;
@@ -301,11 +315,22 @@ class PolicyTwin {
     const std::vector<int32_t> begins =
         sequence_begin.empty() ? std::vector<int32_t>{0, static_cast<int32_t>(T())} : sequence_begin;
     for (size_t i = 0; i + 1 < begins.size(); ++i) sequence += SwitchOf(begins[i], begins[i + 1], Size(E()), {});
+    importance = SquaredVariation(p_sum);
+  }
+  // Variance over experts, over the squared mean.
+  Real SquaredVariation(const std::vector<Real>& of_experts) const {
     Real mean(0), variance(0);
     const Real count(static_cast<double>(E()));
-    for (const Real& x : p_sum) mean += x / count;
-    for (const Real& x : p_sum) variance += (x - mean) * (x - mean) / count;
-    importance = ValueOf(mean) > 0 ? variance / (mean * mean) : Real(0);
+    for (const Real& x : of_experts) mean += x / count;
+    for (const Real& x : of_experts) variance += (x - mean) * (x - mean) / count;
+    return ValueOf(mean) > 0 ? variance / (mean * mean) : Real(0);
+  }
+  // That expert e is among the k best if its own noise is drawn anew and all else stays.
+  Real Chance(const Real& clean, std::vector<Real> noisy, int64_t e) const {
+    noisy.erase(noisy.begin() + e);
+    if (static_cast<int64_t>(noisy.size()) < config.top_k) return Real(1);
+    std::sort(noisy.begin(), noisy.end(), [](const Real& a, const Real& b) { return ValueOf(a) > ValueOf(b); });
+    return NormalCdf((clean - noisy[Size(config.top_k - 1)]) / Real(config.noise_scale));
   }
 
   bool SumsToOne() const { return config.score == RouterScore::kTopKSoftmax || config.normalize; }

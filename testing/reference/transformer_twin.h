@@ -185,7 +185,10 @@ class TransformerTwin {
     if (drop && spec.router.capacity.factor > 0) {
       layer.capacity = ExpertCapacity(spec.router, spec.router.capacity.factor, tokens);
     }
-    layer.w = {Get(prefix + "router"), Get(prefix + "experts.gate_up"), Get(prefix + "experts.down"), {}, {}};
+    layer.w = {
+        .router = Get(prefix + "router"), .gate_up = Get(prefix + "experts.gate_up"), .down = Get(prefix + "experts.down")};
+    if (spec.router.gate_width > 0) layer.w.router_hidden = Get(prefix + "router_hidden");
+    if (spec.router.gate == GateNetwork::kCosine) layer.w.router_scale = Get(prefix + "router_scale");
     if (spec.shared_width() > 0)
       layer.w.shared_gate_up = Get(prefix + "shared.gate_up"), layer.w.shared_down = Get(prefix + "shared.down");
     layer.Forward();

@@ -66,6 +66,14 @@ TEST_F(RouteCommand, ABiasSelectsOrIsOfTheLogits) {
   EXPECT_NEAR(learned["gate"][0], 1 / (1 + std::exp(-10.0)), 1e-6);
 }
 
+TEST_F(RouteCommand, Llama4IsTheSigmoidOfTheLargestLogit) {
+  const json j = RouteJson("llama-4");
+  EXPECT_EQ(j["expert"], (json{0, 0, 0, 1}));
+  for (const auto& [token, z] : {std::pair{0, 3.0}, std::pair{2, 1.0}, std::pair{3, 1.0}}) {
+    EXPECT_NEAR(j["gate"][token], 1 / (1 + std::exp(-z)), 1e-6);
+  }
+}
+
 TEST_F(RouteCommand, ComparesSeveralPolicies) {
   const RunResult result = Route({"--policy", "top_k=2", "as-switch"});
   EXPECT_EQ(result.exit_code, 0) << result.err;

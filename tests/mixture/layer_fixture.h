@@ -92,8 +92,8 @@ class Layer {
       Parameter* p = store_.Find(std::string("moe.") + name);
       return p == nullptr ? std::vector<float>() : Floats(p->grad.span());
     };
-    step.d_w = {grad("router"),         grad("experts.gate_up"), grad("experts.down"),
-                grad("shared.gate_up"), grad("shared.down"),     grad("router_bias")};
+    step.d_w = {grad("router"),      grad("experts.gate_up"), grad("experts.down"),  grad("shared.gate_up"),
+                grad("shared.down"), grad("router_bias"),     grad("router_hidden"), grad("router_scale")};
     return step;
   }
 
@@ -102,8 +102,8 @@ class Layer {
       Parameter* p = store_.Find(std::string("moe.") + name);
       return p == nullptr ? std::vector<float>() : Floats(p->value.span());
     };
-    return {value("router"),         value("experts.gate_up"), value("experts.down"),
-            value("shared.gate_up"), value("shared.down"),     value("router_bias")};
+    return {value("router"),      value("experts.gate_up"), value("experts.down"),  value("shared.gate_up"),
+            value("shared.down"), value("router_bias"),     value("router_hidden"), value("router_scale")};
   }
   // capacity as training would set it.
   template <class Real>

@@ -80,6 +80,30 @@ std::vector<Case> Cases() {
     Case& c = add("one_expert");
     c.options.config.router.num_experts = c.options.config.router.top_k = 1;
   }
+  for (const auto gate : {GateNetwork::kMlp, GateNetwork::kCosine}) {
+    const bool mlp = gate == GateNetwork::kMlp;
+    const auto with = [&](const char* of_mlp, const char* of_cosine, int64_t width) -> Case& {
+      Case& c = add(mlp ? of_mlp : of_cosine);
+      c.options.config.router.gate = gate, c.options.config.router.gate_width = width;
+      return c;
+    };
+    with("mlp_gate", "cosine_gate", 5);
+    {
+      Case& c = with("mlp_gate_bias_padding", "cosine_gate_bias_padding", 33);
+      c.options.config.router.bias = true, c.options.config.num_shared_experts = 1, c.options.D = 37;
+      c.valid = {0, 1, 1, 1, 1, 0, 1, 1, 0, 1, 1, 1, 0};
+    }
+    with("mlp_gate_one_value", "cosine_gate_one_value", mlp ? 1 : 2).T = 1;
+    with("mlp_gate_no_token", "cosine_gate_no_token", 3).T = 0;
+  }
+  for (const bool padded : {false, true}) {
+    Case& c = add(padded ? "gates_on_the_input_drops_padding" : "gates_on_the_input");
+    c.options.config.router.gates_input = true;
+    if (!padded) continue;
+    c.options.config.router.normalize = false, c.options.config.router.capacity.factor = 0.6;
+    c.options.config.num_shared_experts = 1;
+    c.valid = {1, 0, 1, 1, 0, 0, 1, 1, 1, 1, 1, 0, 0};
+  }
   add("one_token").T = 1;
   add("no_token").T = 0;
   {
@@ -121,6 +145,8 @@ void ExpectGradients(const MoeTwinWeights<float>& got, const MoeTwinWeights<Boun
   ExpectWithinBounds(got.shared_gate_up, want.shared_gate_up);
   ExpectWithinBounds(got.shared_down, want.shared_down);
   ExpectWithinBounds(got.router_bias, want.router_bias);
+  ExpectWithinBounds(got.router_hidden, want.router_hidden);
+  ExpectWithinBounds(got.router_scale, want.router_scale);
 }
 
 class LayerAgainstTwin : public testing::TestWithParam<Case> {};
@@ -176,7 +202,7 @@ TEST_P(LayerAgainstTwin, TheTwinsOwnGradientsAreRight) {
     for (Var& x : v) x = tape.Input(x.value);
   };
   for (auto* v : {&taped.x, &taped.w.router, &taped.w.gate_up, &taped.w.down, &taped.w.shared_gate_up, &taped.w.shared_down,
-                  &taped.w.router_bias}) {
+                  &taped.w.router_bias, &taped.w.router_hidden, &taped.w.router_scale}) {
     inputs(*v);
   }
   taped.Forward();
@@ -206,6 +232,8 @@ TEST_P(LayerAgainstTwin, TheTwinsOwnGradientsAreRight) {
   };
   check("x", taped.x, twin.d_x, by_difference.x);
   check("router_bias", taped.w.router_bias, twin.d_w.router_bias, by_difference.w.router_bias);
+  check("router_hidden", taped.w.router_hidden, twin.d_w.router_hidden, by_difference.w.router_hidden);
+  check("router_scale", taped.w.router_scale, twin.d_w.router_scale, by_difference.w.router_scale);
   check("router", taped.w.router, twin.d_w.router, by_difference.w.router);
   check("gate_up", taped.w.gate_up, twin.d_w.gate_up, by_difference.w.gate_up);
   check("down", taped.w.down, twin.d_w.down, by_difference.w.down);

@@ -13,7 +13,7 @@
 namespace moe::test {
 namespace {
 
-constexpr uint64_t kChanceKey = 77;
+constexpr uint64_t kChanceKey = 77, kNoiseKey = 78;
 
 struct Case {
   std::string name;
@@ -56,6 +56,12 @@ std::vector<Case> Cases() {
     add(fmt::format("{}_all_losses", score),
         fmt::format("score={},top_k=2,gshard_loss=1,importance_loss=0.5,sequence_loss=0.3,global_loss=0.2", score), 5);
   }
+  for (const char* k : {"1", "2", "5"}) {
+    add(fmt::format("load_loss_top_{}", k),
+        fmt::format("score=sigmoid,normalize=false,top_k={},load_loss=0.4,noise=gaussian,noise_scale=1", k), 5);
+  }
+  add("softmax_load_loss", "top_k=3,load_loss=2,importance_loss=0.3,noise=gaussian,noise_scale=0.75", 7);
+  add("sparsemixer_load_loss", "score=sparsemixer,normalize=false,top_k=2,load_loss=1,noise=gaussian,noise_scale=2", 6);
   add("all_chosen", "top_k=5", 5);
   add("one_expert", "top_k=1", 1);
   add("many_experts", "top_k=8,score=sigmoid", 1024);
@@ -116,7 +122,9 @@ Got RunProduct(const RouterConfig& config, const Input& in, Rng& rng, std::vecto
                            .valid = in.valid,
                            .selection_bias = in.bias,
                            .sequence_begin = in.sequence_begin,
-                           .tokens_before = in.tokens_before},
+                           .tokens_before = in.tokens_before,
+                           .training = config.load_loss > 0,
+                           .key = kNoiseKey},
                           &saved, r.ctx)
                         .value();
   const auto kept = KeepWithinCapacity(config, config.capacity.factor, routing, in.sequence_begin, kChanceKey, r.ctx);
@@ -142,6 +150,12 @@ PolicyTwin<Real> TwinOf(const RouterConfig& config, const Input& in) {
   twin.logits.assign(in.logits.begin(), in.logits.end());
   twin.valid = in.valid, twin.sequence_begin = in.sequence_begin, twin.tokens_before = in.tokens_before;
   twin.bias.assign(in.bias.begin(), in.bias.end());
+  for (size_t i = 0; config.load_loss > 0 && i < in.logits.size(); i += static_cast<size_t>(config.num_experts)) {
+    Rng rng(kNoiseKey, i / static_cast<size_t>(config.num_experts));
+    for (int64_t e = 0; e < config.num_experts; ++e) {
+      twin.noise.push_back(static_cast<float>(config.noise_scale * rng.Normal()));
+    }
+  }
   for (uint64_t slot = 0; slot < in.logits.size(); ++slot) {
     twin.chance.push_back(static_cast<double>(MixBits(kChanceKey ^ MixBits(slot + 1)) >> 11));
   }
@@ -176,9 +190,10 @@ void ExpectAlike(const RouterConfig& config, const Input& in, Rng& rng) {
   const auto if_wanted = [](double coefficient, const Bounded& loss) { return coefficient > 0 ? loss : Bounded(0); };
   const RouterLosses& losses = got.aux.losses;
   ExpectWithinBounds(
-      std::vector<double>{losses.gshard, losses.importance, losses.sequence, losses.global},
+      std::vector<double>{losses.gshard, losses.importance, losses.load, losses.sequence, losses.global},
       std::vector<Bounded>{if_wanted(config.gshard_loss, want.gshard), if_wanted(config.importance_loss, want.importance),
-                           if_wanted(config.sequence_loss, want.sequence), if_wanted(config.global_loss, want.global)});
+                           if_wanted(config.load_loss, want.load_loss), if_wanted(config.sequence_loss, want.sequence),
+                           if_wanted(config.global_loss, want.global)});
 }
 
 class PolicyAgainstTwin : public testing::TestWithParam<Case> {};

@@ -211,7 +211,7 @@ TEST(LayerProperties, InferenceSaysWhatDroplessTrainingSays) {
     SCOPED_TRACE(seed);
     Rng rng(seed);
     Layer layer(RandomOptions(rng));
-    const int64_t D = layer.layer().weights.router_packed.K(), T = rng.Below(20);
+    const int64_t D = layer.layer().weights.gate.first.K(), T = rng.Below(20);
     const auto x = NormalFloats(T * D, rng);
     const auto valid = RandomValid(T, rng);
     const LayerStep infer = layer.Infer(x, valid), train = layer.Train(x, x, valid);

@@ -75,7 +75,7 @@ TEST(Traps, Trap12_RouterStaysInFloat32WhenExpertsAreBf16) {
   x[0] = 1;
   const LayerStep step = layer.Train(x, std::vector<float>(8, 1.0f));
   EXPECT_EQ(step.expert, std::vector<int32_t>{2});
-  EXPECT_EQ(layer.layer().weights.router_packed.format(), DType::kF32);
+  EXPECT_EQ(layer.layer().weights.gate.first.format(), DType::kF32);
   EXPECT_EQ(layer.layer().weights.gate_up.format(), DType::kBf16);
 }
 

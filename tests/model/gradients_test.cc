@@ -64,6 +64,12 @@ std::vector<Case> Cases() {
     MoeOf(c.config, 0).executor = Executor::kBlockSparse;
     MoeOf(c.config, 1).executor = Executor::kPadded;
   });
+  add("gate networks, gates on the input", [](Case& c) {
+    RouterConfig &mlp = MoeOf(c.config, 0).router, &cosine = MoeOf(c.config, 1).router;
+    mlp.gate = GateNetwork::kMlp, mlp.gate_width = 6;
+    cosine.gate = GateNetwork::kCosine, cosine.gate_width = 5, cosine.gates_input = true;
+    c.pad = true;
+  });
   add("dense only", [](Case& c) { c.config = TinyDense(); });
   return cases;
 }

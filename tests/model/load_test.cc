@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "moe/files/safetensors.h"
 #include "moe/model/hf_config.h"
@@ -53,6 +54,16 @@ void WriteAll(const std::string& path, const std::vector<Loose>& tensors) {
   ASSERT_TRUE(writer.Commit());
 }
 
+// Parameters that files of any dtype hold in float32: of gate networks that no public family has.
+std::set<std::string> Exact(const ModelConfig& config) {
+  std::set<std::string> names;
+  for (size_t l = 0; l < config.layers.size(); ++l) {
+    if (config.layers[l].moe.router.gate == GateNetwork::kLinear) continue;
+    for (const char* name : {"router", "router_hidden", "router_scale"}) names.insert(fmt::format("layers.{}.moe.{}", l, name));
+  }
+  return names;
+}
+
 TEST(LoadModel, RoundTripsAreExactForEveryFamily) {
   for (const HfCase& c : HfCases()) {
     SCOPED_TRACE(c.name);
@@ -87,7 +98,11 @@ TEST(LoadModel, RoundTripsAreExactForEveryFamily) {
     ASSERT_TRUE(rounded) << rounded.error().Message();
     for (const Parameter& p : model.parameters().all()) {
       const Parameter& q = *(*rounded)->parameters().Find(p.name);
-      for (int64_t i = 0; i < p.value.size(); ++i) ASSERT_EQ(q.value.data()[i], ToFloat(ToBf16(p.value.data()[i]))) << p.name;
+      const bool exact = Exact(c.config).contains(p.name);
+      for (int64_t i = 0; i < p.value.size(); ++i) {
+        const float value = p.value.data()[i];
+        ASSERT_EQ(q.value.data()[i], exact ? value : ToFloat(ToBf16(value))) << p.name;
+      }
     }
     ASSERT_TRUE(SaveModel(**rounded, half_again, DType::kBf16));
     EXPECT_TRUE(ReadFile(half + "/model.safetensors") == ReadFile(half_again + "/model.safetensors"));

@@ -51,7 +51,8 @@ std::vector<Case> Cases() {
         "score=sparsemixer,normalize=false", "selection=sinkhorn", "sequence_loss=1,capacity_factor=1.5",
         "selection=expert_choice,normalize=false,allow_noncausal=true", "score=relu,normalize=false",
         "capacity_factor=0.6,target_drop=0.1,least_capacity_factor=0.5,most_capacity_factor=0.6",
-        "capacity_factor=0.5,eval_capacity_factor=0.5"}) {
+        "capacity_factor=0.5,eval_capacity_factor=0.5", "gate=mlp,gate_width=96", "gate=cosine,gate_width=96",
+        "gates_input=true", "load_loss=1,noise=gaussian,noise_scale=1"}) {
     add(policy, [&](ModelConfig& c) {
       for (LayerSpec& layer : c.layers) layer.moe.router = ParsePolicy(policy, layer.moe.router.num_experts, "test").value();
     });
@@ -113,7 +114,7 @@ TEST(Memory, ParametersAreCountedExactly) {
     int64_t routers = 0, values = 0, gradients = 0;
     for (const Parameter& p : model.parameters().all()) {
       values += p.value.size() * 4, gradients += p.grad.size() * 4;
-      if (!p.name.ends_with("router")) continue;
+      if (!p.name.ends_with("router") && !p.name.ends_with("router_hidden")) continue;
       for (const PackSide side : {PackSide::kForward, PackSide::kTransposed}) {
         routers += PackedBytes(DType::kF32, p.value.shape()[0], p.value.shape()[1], side);
       }

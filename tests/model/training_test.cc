@@ -202,6 +202,8 @@ TEST(Training, PacksAloneComputeTheSame) {
   TestContext t(2);
   ModelConfig config = TinyMoe();
   config.layers[1] = TinyDense().layers[0];
+  config.layers.push_back(config.layers[0]);
+  config.layers[2].moe.router.gate = GateNetwork::kCosine, config.layers[2].moe.router.gate_width = 5;
   for (const bool tied : {true, false}) {
     config.tie_embeddings = tied;
     Model model(config, DType::kBf16, false);
@@ -217,6 +219,8 @@ TEST(Training, PacksAloneComputeTheSame) {
     EXPECT_EQ(model.parameters().num_values(), values);
     EXPECT_TRUE(model.parameters().Find("layers.0.moe.experts.down")->value.empty());
     EXPECT_TRUE(model.parameters().Find("layers.0.moe.router")->value.empty());
+    EXPECT_TRUE(model.parameters().Find("layers.2.moe.router_hidden")->value.empty());
+    EXPECT_FALSE(model.parameters().Find("layers.2.moe.router")->value.empty());  // whose rows are measured
     EXPECT_FALSE(model.parameters().Find("embedding")->value.empty());
     EXPECT_FALSE(model.parameters().Find("final_norm")->value.empty());
     ExpectSameBits(logits(), want);
