@@ -31,7 +31,7 @@ def read(path):
 
 
 def best(values, k):
-    return values.sort(-1, descending=True, stable=True).indices[:, :k]
+    return values.sort(dim=-1, descending=True, stable=True).indices[:, :k]
 
 
 def softmax_first(z, k, normalize, scale=1.0):
