@@ -45,6 +45,7 @@ const IdleRouterKeys kIdleRouterKeys[] = {
      "router.balance_bias is neither \"sign\" nor \"load\"",
      {"bias_rate"}},
     {[](const RouterConfig& r) { return !r.normalize; }, "router.normalize is false", {"normalize_epsilon"}},
+    {[](const RouterConfig& r) { return r.gate == GateNetwork::kLinear; }, "router.gate is \"linear\"", {"gate_width"}},
     {[](const RouterConfig& r) { return r.noise == RouterNoise::kNone; }, "router.noise is \"none\"", {"noise_scale"}},
     {[](const RouterConfig& r) { return r.score != RouterScore::kSparsemixer; },
      "router.score is not \"sparsemixer\"",

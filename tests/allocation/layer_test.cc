@@ -5,13 +5,14 @@
 namespace moe::test {
 namespace {
 
-TEST(Layer, AStepAsksNothingOfTheHeapOnceTheArenaHasItsSize) {
+void ExpectNothingOfTheHeap(const char* policy) {
+  SCOPED_TRACE(policy);
   for (const Executor executor : kExecutors) {
     for (const DType format : {DType::kF32, DType::kBf16}) {
       LayerOptions options{.D = 24, .format = format, .threads = 2};
       options.config.executor = executor;
       options.config.num_shared_experts = 1;
-      options.config.router.capacity.factor = 1;
+      options.config.router = ParsePolicy(policy, 4, "test").value();
       Layer layer(options);
       Rng rng(5);
       const int64_t T = 300;
@@ -42,6 +43,12 @@ TEST(Layer, AStepAsksNothingOfTheHeapOnceTheArenaHasItsSize) {
       EXPECT_EQ(layer.arena().peak_bytes(), peak);
     }
   }
+}
+
+TEST(Layer, AStepAsksNothingOfTheHeapOnceTheArenaHasItsSize) {
+  ExpectNothingOfTheHeap("top_k=2,capacity_factor=1");
+  ExpectNothingOfTheHeap("gate=mlp,gate_width=7,gates_input=true,noise=jitter,noise_scale=0.1");
+  ExpectNothingOfTheHeap("gate=cosine,gate_width=7,load_loss=1,noise=gaussian,noise_scale=1");
 }
 
 }  // namespace

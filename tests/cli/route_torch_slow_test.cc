@@ -21,7 +21,9 @@ void Write(const std::string& path, const std::vector<float>& logits, const std:
   if (!bias.empty()) tensors.push_back({.name = "bias", .shape = {kExperts}});
   auto writer = SafetensorsWriter::Create(path, tensors).value();
   ASSERT_TRUE(writer.AppendFloats("logits", logits));
-  if (!bias.empty()) ASSERT_TRUE(writer.AppendFloats("bias", bias));
+  if (!bias.empty()) {
+    ASSERT_TRUE(writer.AppendFloats("bias", bias));
+  }
   ASSERT_TRUE(writer.Commit());
 }
 
