@@ -160,21 +160,12 @@ std::string LayerText(const LayerSpec& layer) {
 
 std::string RoutingText(const RouterConfig& router) {
   const std::string_view score = NameIn(kRouterScores, router.score);
-  std::string text;
-  switch (router.score) {
-    case RouterScore::kSoftmax:
-      text = fmt::format("softmax over {} experts, the {} largest", router.num_experts, router.top_k);
-      break;
-    case RouterScore::kTopKSoftmax:
-      text = fmt::format("the {} largest of {} logits, softmax over those", router.top_k, router.num_experts);
-      break;
-    case RouterScore::kRelu:
-      text = fmt::format("relu of {} logits, all above 0", router.num_experts);
-      break;
-    case RouterScore::kSigmoid:
-    case RouterScore::kSqrtSoftplus:
-    case RouterScore::kSparsemixer:
-      text = fmt::format("{} of {} logits, the {} largest", score, router.num_experts, router.top_k);
+  std::string text = fmt::format("{} of {} logits, ", score, router.num_experts);
+  text += router.score == RouterScore::kRelu ? "all above 0" : fmt::format("the {} largest", router.top_k);
+  if (router.score == RouterScore::kSoftmax) {
+    text = fmt::format("softmax over {} experts, the {} largest", router.num_experts, router.top_k);
+  } else if (router.score == RouterScore::kTopKSoftmax) {
+    text = fmt::format("the {} largest of {} logits, softmax over those", router.top_k, router.num_experts);
   }
   if (router.score != RouterScore::kTopKSoftmax && router.score != RouterScore::kSparsemixer) {
     text += router.normalize ? ", renormalised" : ", not renormalised";

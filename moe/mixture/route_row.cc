@@ -17,10 +17,6 @@ double WholeUnits(double entropy) {
 
 }  // namespace
 
-bool IsElementwise(RouterScore score) {
-  return score == RouterScore::kSigmoid || score == RouterScore::kSqrtSoftplus || score == RouterScore::kRelu;
-}
-
 bool IsSoftmaxOfChosen(const RouterConfig& config) {
   return config.score == RouterScore::kTopKSoftmax ||
          (config.score == RouterScore::kSoftmax && config.normalize && config.normalize_epsilon == 0);

@@ -10,7 +10,6 @@
 
 namespace moe {
 
-bool IsElementwise(RouterScore score);  // a function of each logit alone
 // Gates that are a softmax over the chosen, which need not go through the scores of all.
 bool IsSoftmaxOfChosen(const RouterConfig& config);
 

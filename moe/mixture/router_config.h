@@ -41,6 +41,10 @@ inline constexpr std::array<std::pair<std::string_view, RouterScore>, 6> kRouter
      {"sqrt_softplus", RouterScore::kSqrtSoftplus},
      {"sparsemixer", RouterScore::kSparsemixer},
      {"relu", RouterScore::kRelu}}};
+// A function of each logit alone (mixture/scores.cc), which sums to nothing in particular.
+inline bool IsElementwise(RouterScore score) {
+  return score == RouterScore::kSigmoid || score == RouterScore::kSqrtSoftplus || score == RouterScore::kRelu;
+}
 
 enum class RouterSelection : uint8_t {
   kTopK,          // the k best of each token

@@ -75,9 +75,7 @@ int64_t PolicyBytes(const RouterConfig& router, int64_t T, int64_t D) {
   if (router.gate == GateNetwork::kMlp) bytes += 2 * T * router.gate_width * kFloat;
   if (router.gate == GateNetwork::kCosine) bytes += T * (router.gate_width + 1) * kFloat;
   if (router.score == RouterScore::kSparsemixer) bytes += slots * E * kFloat;
-  const bool own_softmax =
-      router.score == RouterScore::kSigmoid || router.score == RouterScore::kSqrtSoftplus || router.score == RouterScore::kRelu;
-  if (own_softmax && router.z_loss > 0) bytes += T * E * kFloat;
+  if (IsElementwise(router.score) && router.z_loss > 0) bytes += T * E * kFloat;
   if (router.selection == RouterSelection::kExpertChoice) bytes += T * E;
   return bytes;
 }

@@ -32,7 +32,8 @@ std::vector<Case> Cases() {
     cases.push_back({name, ParsePolicy(policy, E, "test").value()});
   };
   for (const std::string_view name : PolicyNames()) add(std::string(name), std::string(name), 32);
-  for (const char* score : {"softmax", "sigmoid", "sqrt_softplus"}) {
+  for (const auto& [score, value] : kRouterScores) {
+    if (value != RouterScore::kSoftmax && (!IsElementwise(value) || value == RouterScore::kRelu)) continue;  // further down
     for (const char* normalize : {"true", "false"}) {
       const std::string policy = fmt::format("score={},normalize={},top_k=3", score, normalize);
       add(fmt::format("{}_{}", score, normalize), policy, 7);

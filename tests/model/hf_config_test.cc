@@ -237,9 +237,9 @@ TEST(HfConfig, EveryPolicyIsReadAndWritten) {
     changed["layers"].back()["router"][key] = value;
     return TextOf(changed);
   };
-  EXPECT_TRUE(error_with("score", "sine")
-                  .ends_with("router] score: got \"sine\", expected \"softmax\" or \"topk_softmax\" or "
-                             "\"sigmoid\" or \"sqrt_softplus\" or \"sparsemixer\" or \"relu\""));
+  std::string scores;
+  for (const auto& [name, score] : kRouterScores) scores += fmt::format("{}\"{}\"", scores.empty() ? "" : " or ", name);
+  EXPECT_TRUE(error_with("score", "sine").ends_with("router] score: got \"sine\", expected " + scores));
   EXPECT_NE(error_with("scale", "1").find("router] scale: got \"1\", expected a number"), std::string::npos);
   EXPECT_NE(error_with("groups", 2.5).find("router] groups: got 2.5, expected an integer"), std::string::npos);
   EXPECT_NE(error_with("normalize", 1).find("router] normalize: got 1, expected true or false"), std::string::npos);
