@@ -43,6 +43,12 @@ TEST(DecodeCost, MatchesACountByHand) {
   EXPECT_EQ(total.bytes, f32.attention.bytes + f32.router.bytes + f32.ffn.bytes + f32.other.bytes);
   EXPECT_EQ(total.flop, f32.attention.flop + f32.router.flop + f32.ffn.flop + f32.other.flop);
 
+  ModelConfig hidden = SmallConfig();
+  hidden.layers[0].moe.router.gate = GateNetwork::kMlp, hidden.layers[0].moe.router.gate_width = 40;
+  const StepCost mlp = DecodeCost(hidden, DType::kF32, {.batch = 3, .context = 9}, distinct);
+  EXPECT_EQ(mlp.router.bytes, 4.0 * (64 * 64 + 32 * 40));  // 40 values fill two panels
+  EXPECT_EQ(mlp.router.flop, 2.0 * 3 * (40 * 64 + 8 * 40));
+
   // bf16 halves the packed matrices and nothing else: not norms, cache, embedding rows or the router.
   const StepCost bf16 = DecodeCost(SmallConfig(), DType::kBf16, {.batch = 3, .context = 9}, distinct);
   EXPECT_EQ(f32.attention.bytes - bf16.attention.bytes, 2 * 2.0 * (128 * 64 + 64 * 64));
