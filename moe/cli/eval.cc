@@ -55,18 +55,10 @@ std::string ProgressText(int64_t done, int64_t total, double loss_sum, double se
                      FormatSeconds(seconds / share - seconds));
 }
 
-nlohmann::json LayerJson(const ExpertLoad& load) {
-  return {{"tokens_per_expert", load.tokens_per_expert},
-          {"max_violation", load.max_violation},
-          {"drop_rate", load.drop_rate},
-          {"entropy", load.entropy},
-          {"dead_experts", load.dead_experts}};
-}
-
 nlohmann::json ToJson(const EvalFlags& flags, const Model& model, const EvalData& data, const Evaluation& result,
                       double seconds, const RunContext& run) {
   nlohmann::json layers = nlohmann::json::array(), files = nlohmann::json::array();
-  for (const ExpertLoad& load : result.layers) layers.push_back(LayerJson(load));
+  for (const ExpertLoad& load : result.layers) layers.push_back(moe::ToJson(load));
   for (size_t i = 0; i < data.documents.size(); ++i) {
     const Document& document = data.documents[i];
     files.push_back({{"file", flags.data[i]},
@@ -111,10 +103,14 @@ std::string Report(const EvalFlags& flags, const EvalData& data, const Evaluatio
   for (size_t l = 0; l < result.layers.size(); ++l) {
     const ExpertLoad& load = result.layers[l];
     if (load.tokens_per_expert.empty()) continue;
-    if (!title) text += fmt::format("\n{:>5} {:>9} {:>8} {:>5}  {}\n", "layer", "max/mean", "entropy", "dead", "expert load");
+    if (!title) {
+      text += fmt::format("\n{:>5} {:>9} {:>6} {:>7} {:>8} {:>5} {:>6} {:>8}  {}\n", "layer", "max/mean", "CV", "dropped",
+                          "entropy", "dead", "gate", "|logit|", "expert load");
+    }
     title = true;
-    text += fmt::format("{:>5} {:>9.2f} {:>8.3f} {:>5}  {}\n", l, 1 + load.max_violation, load.entropy, load.dead_experts,
-                        LoadBars(load.tokens_per_expert));
+    text += fmt::format("{:>5} {:>9.2f} {:>6.2f} {:>5.1f} % {:>8.3f} {:>5} {:>6.3f} {:>8.2f}  {}\n", l, 1 + load.max_violation,
+                        load.coefficient_of_variation, 100 * load.drop_rate, load.entropy, load.dead_experts, load.gate_mean,
+                        load.largest_logit, LoadBars(load.tokens_per_expert));
   }
   return text;
 }

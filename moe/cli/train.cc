@@ -128,6 +128,7 @@ class Screen {
     const std::string bars = worst->tokens_per_expert.size() <= kMostBars ? LoadBars(worst->tokens_per_expert) + " " : "";
     std::string text = fmt::format("  {}max/mean {:.2f}", bars, 1 + metrics.max_violation());
     if (metrics.drop_rate() > 0) text += fmt::format("  dropped {:.1f}%", metrics.drop_rate() * 100);
+    if (metrics.dead_experts() > 0) text += fmt::format("  dead {}", metrics.dead_experts());
     return text;
   }
 

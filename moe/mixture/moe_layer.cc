@@ -73,6 +73,7 @@ Status Run(const MoeLayer& layer, MatView<const float> x, const LayerTokens& tok
   const int64_t T = x.rows, D = x.cols, E = rc.num_experts, F = config.expert_width, Fs = config.shared_width();
   const MatView<float> logits = AllocMat(T, E, ctx);
   GateForward(rc, layer.weights.gate, x, training, tokens.key, logits, saved.gate, ctx);
+  if (!tokens.logits_out.empty()) CopyRows(logits, tokens.logits_out, ctx);
   saved.router.probs = logits;  // in their place
   const RouteInput route{.logits = logits,
                          .valid = tokens.valid,
@@ -82,7 +83,11 @@ Status Run(const MoeLayer& layer, MatView<const float> x, const LayerTokens& tok
                          .tokens_before = tokens.tokens_before,
                          .training = training,
                          .key = tokens.key};
-  MOE_TRY(saved.routing, Route(rc, route, &saved.router, ctx));
+  if (tokens.routing != nullptr) {
+    saved.routing = *tokens.routing;
+  } else {
+    MOE_TRY(saved.routing, Route(rc, route, &saved.router, ctx));
+  }
   const double in_training = layer.capacity_factor >= 0 ? layer.capacity_factor : rc.capacity.factor;
   const double factor = training ? in_training : rc.capacity.eval_factor;
   const int64_t capacity = rc.capacity.scope == CapacityScope::kBatch

@@ -56,6 +56,10 @@ struct LayerTokens {
   std::span<const int32_t> sequence_begin = {};  // [sequences+1] first rows, then T; empty: one sequence
   std::span<const int64_t> tokens_before = {};   // [E] of the optimizer step, for the global loss; empty: none
   uint64_t key = 0;                              // of what is random in training
+  MatView<float> logits_out = {};                // [T,E] the router's logits are copied there; empty: nowhere
+  // Inference: taken instead of what the router says, its counts and losses too; gates may be renormalised in place. Null: the
+  // router is asked.
+  const Routing* routing = nullptr;
 };
 
 // What backward reads; all of it in the step's arena. Backward changes none of it. What the experts' products write is of the

@@ -7,15 +7,11 @@
 #include "moe/mixture/scores.h"
 
 namespace moe {
-namespace {
 
-// Entropies of tokens are rounded to whole units of kEntropyUnit: then their sum is exact, and the same however tokens are
-// grouped into steps (an evaluation must not depend on its batch).
-double WholeUnits(double entropy) {
-  return std::round(entropy / kEntropyUnit) * kEntropyUnit;
+double WholeUnits(double x) {
+  return std::round(x / kEntropyUnit) * kEntropyUnit;
 }
 
-}  // namespace
 
 bool IsSoftmaxOfChosen(const RouterConfig& config) {
   return config.score == RouterScore::kTopKSoftmax ||

@@ -10,6 +10,8 @@
 
 namespace moe {
 
+// In whole units of kEntropyUnit.
+double WholeUnits(double x);
 // Gates that are a softmax over the chosen, which need not go through the scores of all.
 bool IsSoftmaxOfChosen(const RouterConfig& config);
 

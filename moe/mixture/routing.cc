@@ -1,8 +1,11 @@
 #include "moe/mixture/routing.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "moe/mixture/route_row.h"
 #include "moe/mixture/router_losses.h"
@@ -23,9 +26,24 @@ struct Partial {
   std::span<double> prob_sum;  // [E]
   std::span<int64_t> count;    // [E]
   std::span<double> load;      // [E] of the load loss, else empty
-  double entropy = 0, z_loss = 0;
+  double entropy = 0, z_loss = 0, gate_sum = 0;
+  float largest_logit = 0;
   int64_t bad_token = kNoToken;
 };
+
+// The largest |z|; NaN or infinity where one of them is. As whole numbers: floats without their sign are in the same order, NaN
+// above all, and compilers take eight at a time.
+float LargestAbs(const float* z, int64_t n) {
+  constexpr int64_t kLanes = 8;
+  const auto bits = [&](int64_t i) { return std::bit_cast<int32_t>(z[i]) & 0x7fffffff; };
+  std::array<int32_t, kLanes> most = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int64_t j = 0; j < kLanes; ++j) most[static_cast<size_t>(j)] = std::max(most[static_cast<size_t>(j)], bits(i + j));
+  }
+  for (; i < n; ++i) most[0] = std::max(most[0], bits(i));
+  return std::bit_cast<float>(*std::ranges::max_element(most));
+}
 
 // Slots of each token: k, or those of the experts above 0; none of a padding row, nor before experts have chosen.
 std::span<int32_t> CountSlots(const RouterConfig& config, const RouteInput& input, ExecContext& ctx) {
@@ -78,6 +96,7 @@ void SlotsOfExperts(const RowRouter& policy, const RouterSaved& saved, Routing& 
     RouteRow row{.gate = routing.gate.data() + begin, .count = static_cast<int64_t>(own.size())};
     for (size_t j = 0; j < own.size(); ++j) row.gate[j] = p[own[j]] * saved.score_sum[static_cast<size_t>(t)];
     policy.FinishGates(row);
+    routing.aux.gate_sum += WholeUnits(std::accumulate(row.gate, row.gate + row.count, 0.0));
   }
   routing.slot_begin = slot_begin, routing.expert = expert;
 }
@@ -177,7 +196,6 @@ Result<Routing> Route(const RouterConfig& config, const RouteInput& input, Route
     const auto prob_sums = ctx.arena.AllocZero<double>(num_chunks * E);
     const auto counts = ctx.arena.AllocZero<int64_t>(num_chunks * E);
     const auto loads = ctx.arena.AllocZero<double>(has_load ? num_chunks * E : 0);
-    const auto zeros = ctx.arena.AllocZero<float>(E);
     const auto scratch = ctx.arena.Alloc<RowScratch>(ctx.pool.num_threads());
     const auto own_p = ctx.arena.Alloc<float>(E * ctx.pool.num_threads());
     const auto own_near = ctx.arena.Alloc<float>(sparsemixer ? config.top_k * E * ctx.pool.num_threads() : 0);
@@ -189,10 +207,9 @@ Result<Routing> Route(const RouterConfig& config, const RouteInput& input, Route
            .best = ctx.arena.Alloc<int32_t>(has_load ? config.top_k + 1 : 0).data(),
            .selection = SelectionScratch::Alloc(config, ctx)};
     }
-    const auto is_finite = [&](const float* z) { return ctx.kernels.dot(z, zeros.data(), E) == 0; };  // 0 * inf is NaN
     const auto is_token = [&](int64_t t) { return valid.empty() || valid[static_cast<size_t>(t)] != 0; };
     for (int64_t t = 0; t < (balances ? T : 0); ++t) {
-      if (is_token(t) && !is_finite(logits.row(t))) return NotFinite(logits, t);
+      if (is_token(t) && !std::isfinite(LargestAbs(logits.row(t), E))) return NotFinite(logits, t);
     }
     if (balances) Sinkhorn(config, logits, valid, log_column, ctx);
     const RowRouter policy{config, input, log_column, ctx};
@@ -211,7 +228,8 @@ Result<Routing> Route(const RouterConfig& config, const RouteInput& input, Route
           continue;
         }
         const float* z = logits.row(t);
-        if (!is_finite(z)) {
+        const float largest = LargestAbs(z, E);
+        if (!std::isfinite(largest)) {
           if (partial.bad_token == kNoToken) partial.bad_token = t;
           continue;
         }
@@ -229,7 +247,13 @@ Result<Routing> Route(const RouterConfig& config, const RouteInput& input, Route
           row.next_best = &saved->next_best[static_cast<size_t>(t)];
         }
         policy.Run(row, scratch[static_cast<size_t>(thread)]);
-        for (int64_t j = 0; j < row.count; ++j) ++partial.count[static_cast<size_t>(row.chosen[j])];
+        double gate_sum = 0;
+        for (int64_t j = 0; j < row.count; ++j) {
+          ++partial.count[static_cast<size_t>(row.chosen[j])];
+          gate_sum += row.gate[j];
+        }
+        partial.gate_sum += WholeUnits(gate_sum);
+        partial.largest_logit = std::max(partial.largest_logit, largest);
         for (int64_t e = 0; e < E; ++e) partial.prob_sum[static_cast<size_t>(e)] += p[e];
         partial.entropy += row.entropy;
         partial.z_loss += row.log_sum_exp * row.log_sum_exp;
@@ -245,6 +269,8 @@ Result<Routing> Route(const RouterConfig& config, const RouteInput& input, Route
       if (partial.bad_token != kNoToken) return NotFinite(logits, partial.bad_token);
       aux.entropy += partial.entropy;
       aux.z_loss += partial.z_loss;
+      aux.gate_sum += partial.gate_sum;
+      aux.largest_logit = std::max(aux.largest_logit, static_cast<double>(partial.largest_logit));
       for (size_t e = 0; e < static_cast<size_t>(E); ++e) {
         prob_sum[e] += partial.prob_sum[e];
         aux.tokens_per_expert[e] += partial.count[e];

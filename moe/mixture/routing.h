@@ -11,7 +11,9 @@
 
 namespace moe {
 
-inline constexpr double kEntropyUnit = 0x1p-30;  // nats: a token's entropy is a whole multiple of it
+// A token's entropy in nats, and the sum of its gates, are whole multiples of it: then sums over tokens are exact, and the same
+// however tokens are grouped into steps (an evaluation must not depend on its batch).
+inline constexpr double kEntropyUnit = 0x1p-30;
 
 // Of losses that have a coefficient, without it; RouterConfig has their formulas.
 struct RouterLosses {
@@ -24,6 +26,8 @@ struct RouterAux {
   double balance_loss = 0;               // Switch loss, without its coefficient
   double z_loss = 0;                     // mean squared log-sum-exp, without its coefficient
   double entropy = 0;                    // mean over tokens of the entropy of p, nats
+  double gate_sum = 0;                   // of all slots, as chosen: before dropping, and before a renormalisation after it
+  double largest_logit = 0;              // the largest |z|, before noise and selection bias
   int64_t num_tokens = 0;                // valid rows
   std::span<int64_t> tokens_per_expert;  // [E] assignments, before dropping
   RouterLosses losses;                   // the others; measured in training only

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <nlohmann/json.hpp>
 #include <numbers>
+#include <optional>
 
 namespace moe {
 namespace {
@@ -15,6 +17,7 @@ struct Window {
 struct RouterSums {
   std::vector<int64_t> tokens_per_expert;
   int64_t num_tokens = 0, num_dropped = 0;
+  double gate_sum = 0, largest_logit = 0;
   double entropy_units = 0;  // kEntropyUnit each: a whole number, so that sums are exact however tokens are grouped
 };
 
@@ -23,13 +26,19 @@ void Add(const LayerStats& stats, RouterSums& sums) {
   for (size_t e = 0; e < stats.tokens_per_expert.size(); ++e) sums.tokens_per_expert[e] += stats.tokens_per_expert[e];
   sums.num_tokens += stats.num_tokens;
   sums.num_dropped += stats.num_dropped;
+  sums.gate_sum += stats.gate_sum;
+  sums.largest_logit = std::max(sums.largest_logit, stats.largest_logit);
   sums.entropy_units += std::round(stats.entropy * static_cast<double>(stats.num_tokens) / kEntropyUnit);
 }
 
 ExpertLoad ToLoad(RouterSums sums) {
   ExpertLoad load{.tokens_per_expert = std::move(sums.tokens_per_expert)};
   load.max_violation = MaxViolation(load.tokens_per_expert);
+  load.coefficient_of_variation = CoefficientOfVariation(load.tokens_per_expert);
   load.dead_experts = DeadExperts(load.tokens_per_expert);
+  const int64_t slots = Assignments(load.tokens_per_expert);
+  load.gate_mean = slots == 0 ? 0 : sums.gate_sum / static_cast<double>(slots);
+  load.largest_logit = sums.largest_logit;
   load.drop_rate = DropRate(sums.num_dropped, load.tokens_per_expert);
   if (sums.num_tokens > 0) load.entropy = sums.entropy_units * kEntropyUnit / static_cast<double>(sums.num_tokens);
   return load;
@@ -54,6 +63,23 @@ struct EvaluationStep {
   }
 };
 
+// Where each layer's router leaves its logits.
+struct RouterLogits {
+  std::vector<Tensor> owned;           // [L] [rows,E]
+  std::vector<MatView<float>> layers;  // of the step's rows
+
+  RouterLogits(const ModelConfig& config, int64_t rows) {
+    for (const LayerSpec& layer : config.layers) {
+      owned.push_back(layer.ffn == FfnKind::kMoe ? Tensor({rows, layer.moe.router.num_experts}) : Tensor());
+    }
+  }
+  std::span<const MatView<float>> Of(int64_t rows) {
+    layers.clear();
+    for (Tensor& tensor : owned) layers.push_back(tensor.empty() ? MatView<float>() : tensor.mat().Rows(0, rows));
+    return layers;
+  }
+};
+
 Result<std::vector<Window>> CutWindows(std::span<const Document> documents, int64_t context, int64_t vocab_size) {
   std::vector<Window> windows;
   for (size_t d = 0; d < documents.size(); ++d) {
@@ -72,6 +98,17 @@ Result<std::vector<Window>> CutWindows(std::span<const Document> documents, int6
 
 double BitsPerByte(double loss_sum, int64_t num_bytes) {
   return num_bytes == 0 ? 0 : loss_sum / std::numbers::ln2 / static_cast<double>(num_bytes);
+}
+
+nlohmann::json ToJson(const ExpertLoad& load) {
+  return {{"tokens_per_expert", load.tokens_per_expert},
+          {"max_violation", load.max_violation},
+          {"coefficient_of_variation", load.coefficient_of_variation},
+          {"drop_rate", load.drop_rate},
+          {"entropy", load.entropy},
+          {"dead_experts", load.dead_experts},
+          {"gate_mean", load.gate_mean},
+          {"largest_logit", load.largest_logit}};
 }
 
 double Evaluation::loss() const {
@@ -108,6 +145,8 @@ Result<Evaluation> Evaluate(const Model& model, std::span<const Document> docume
   std::vector<RouterSums> sums(config.layers.size());
   EvaluationStep step;
   StepStats stats;
+  std::optional<RouterLogits> logits;
+  if (options.on_router_logits) logits.emplace(config, std::min(result.num_tokens, batch * context));
   int64_t tokens_done = 0;
   double loss_sum = 0;
   for (size_t begin = 0; begin < windows.size(); begin += static_cast<size_t>(batch)) {
@@ -115,7 +154,9 @@ Result<Evaluation> Evaluate(const Model& model, std::span<const Document> docume
     step.Fill(some, bos_id);
     ctx.arena.Reset();
     stats.Clear();
-    MOE_TRY(model.Evaluate({.rows = step.rows}, step.targets, &stats, step.loss, ctx));
+    StepBatch rows{.rows = step.rows};
+    if (logits) rows.router_logits = logits->Of(std::ssize(step.rows));
+    MOE_TRY(model.Evaluate(rows, step.targets, &stats, step.loss, ctx));
     size_t row = 0;
     for (const Window& window : some) {
       double& document_loss = result.document_loss_sum[window.document];
@@ -128,6 +169,7 @@ Result<Evaluation> Evaluate(const Model& model, std::span<const Document> docume
       return Err("evaluation", "got loss {} near token {}, expected a finite number; the weights may be damaged", loss_sum,
                  tokens_done);
     }
+    if (logits) MOE_TRY(options.on_router_logits(step.rows, rows.router_logits));
     for (size_t l = 0; l < std::min(sums.size(), stats.layers.size()); ++l) Add(stats.layers[l], sums[l]);
     tokens_done += static_cast<int64_t>(step.rows.size());
     if (options.on_step && !options.on_step(tokens_done, result.num_tokens, loss_sum)) {

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <nlohmann/json_fwd.hpp>
 #include <span>
 #include <vector>
 
@@ -19,10 +20,16 @@ namespace moe {
 struct ExpertLoad {
   std::vector<int64_t> tokens_per_expert;  // [E] assignments, before dropping
   double max_violation = 0;                // most loaded / mean - 1; 0: perfectly even (Wang et al. 2024, eq. 4)
+  double coefficient_of_variation = 0;     // of the load: standard deviation / mean
   double drop_rate = 0;                    // share of assignments
   double entropy = 0;                      // of the router's softmax, nats, mean over tokens
   int64_t dead_experts = 0;                // those without a token
+  double gate_mean = 0;                    // over assignments, as chosen
+  double largest_logit = 0;                // the largest |z|
 };
+
+// What `moe eval` and metrics.jsonl say of it.
+nlohmann::json ToJson(const ExpertLoad& load);
 
 struct Evaluation {
   double loss_sum = 0;  // nats
@@ -48,7 +55,10 @@ struct EvaluateOptions {
   int64_t context = 0;  // C; 0: the model's
   int64_t batch = 0;    // windows of one step: memory and speed, never the result; 0: about kEvaluateRows tokens
   int32_t bos_id = -1;  // -1: the model's
-  // After each step; loss_sum is of the tokens done. False ends the evaluation with an error.
+  // If set, after each step: its rows, one window after another, and the logits of each layer's router [rows,E], empty for a
+  // dense layer. They are gone after it.
+  std::function<Status(std::span<const RowInfo> rows, std::span<const MatView<float>> router_logits)> on_router_logits;
+  // After that; loss_sum is of the tokens done. False ends the evaluation with an error.
   std::function<bool(int64_t tokens_done, int64_t tokens_total, double loss_sum)> on_step;
 };
 

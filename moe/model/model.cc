@@ -37,7 +37,7 @@ void StepStats::Clear() {
   for (LayerStats& layer : layers) {
     std::fill(layer.tokens_per_expert.begin(), layer.tokens_per_expert.end(), 0);
     layer.num_tokens = layer.num_slots = layer.num_dropped = 0;
-    layer.balance_loss = layer.z_loss = layer.entropy = 0;
+    layer.balance_loss = layer.z_loss = layer.entropy = layer.gate_sum = layer.largest_logit = 0;
   }
 }
 
@@ -119,6 +119,12 @@ std::vector<double> Model::CapacityFactors() const {
 void Model::SetCapacityFactors(std::span<const double> factors) {
   MOE_CHECK(factors.size() == blocks_.size(), "{} capacity factors for {} layers", factors.size(), blocks_.size());
   for (size_t l = 0; l < blocks_.size(); ++l) blocks_[l].moe.capacity_factor = factors[l];
+}
+
+MoeLayer& Model::moe_layer(int64_t layer) {
+  Block& block = blocks_.at(static_cast<size_t>(layer));
+  MOE_CHECK(block.spec.ffn == FfnKind::kMoe, "layer {} is dense", layer);
+  return block.moe;
 }
 
 void Model::Initialize(uint64_t seed, ExecContext& ctx) {

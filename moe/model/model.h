@@ -44,6 +44,9 @@ struct LayerStats {
   int64_t num_slots = 0;
   int64_t num_dropped = 0;
   double balance_loss = 0, z_loss = 0, entropy = 0;  // means over tokens; coefficients not applied
+  double gate_sum = 0, largest_logit = 0;            // see RouterAux
+
+  double gate_mean() const { return num_slots == 0 ? 0 : gate_sum / static_cast<double>(num_slots); }
 };
 
 // Sums over all steps since Clear: several micro-batches, or windows of an evaluation, add up. Means of LayerStats are weighted
@@ -107,6 +110,9 @@ class Model {
   // The capacity factors of training, layer by layer; -1 where the config's stands.
   std::vector<double> CapacityFactors() const;
   void SetCapacityFactors(std::span<const double> factors);
+
+  // Of a layer with experts, for measuring it: what is changed in its config is to be changed back.
+  MoeLayer& moe_layer(int64_t layer);
 
   // Bytes of packs; and packs placed in somebody else's memory with whatever is in it (see PackedParameter::UseStorage).
   // Routers keep their own float32 packs and are not in it: call Initialize for them, the embedding and the norms.

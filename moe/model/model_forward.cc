@@ -33,6 +33,8 @@ void AddStats(const RouterAux& aux, int64_t num_dropped, LayerStats* stats) {
   stats->balance_loss += weight * (aux.balance_loss - stats->balance_loss);
   stats->z_loss += weight * (aux.z_loss - stats->z_loss);
   stats->entropy += weight * (aux.entropy - stats->entropy);
+  stats->gate_sum += aux.gate_sum;
+  stats->largest_logit = std::max(stats->largest_logit, aux.largest_logit);
   stats->num_tokens = tokens;
   stats->num_dropped += num_dropped;
 }
@@ -109,7 +111,8 @@ Result<PassRows> ModelPass::CheckRows(const StepBatch& batch) const {
                   .valid = padding ? std::span<const uint8_t>(valid) : std::span<const uint8_t>(),
                   .segments = segments.first(num_segments),
                   .sequence_begin = num_segments > 0 ? sequence_begin : std::span<int32_t>(),
-                  .key = batch.key};
+                  .key = batch.key,
+                  .router_logits = batch.router_logits};
 }
 
 Result<std::span<const int32_t>> ModelPass::CheckTargets(const PassRows& rows, std::span<const int32_t> targets) const {
@@ -227,6 +230,7 @@ Status ModelPass::FfnForward(const Block& block, const PassRows& rows, MatView<f
                      .ids = rows.ids,
                      .sequence_begin = rows.sequence_begin,
                      .key = MixBits(rows.key ^ MixBits(static_cast<uint64_t>(block.layer)))};
+  if (!rows.router_logits.empty()) tokens.logits_out = rows.router_logits[static_cast<size_t>(block.layer)];
   if (saved != nullptr && stats != nullptr && block.spec.moe.router.global_loss > 0) {
     const auto before = ctx.arena.Alloc<int64_t>(static_cast<int64_t>(stats->tokens_per_expert.size()));
     std::ranges::copy(stats->tokens_per_expert, before.begin());

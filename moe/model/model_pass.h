@@ -35,6 +35,7 @@ struct PassRows {
   std::span<const Segment> segments;
   std::span<const int32_t> sequence_begin;  // [segments+1] first rows, then T: padding belongs to what stands before it
   uint64_t key = 0;
+  std::span<const MatView<float>> router_logits;  // [L] as StepBatch has them, or empty
   int64_t num_rows() const { return static_cast<int64_t>(ids.size()); }
 };
 

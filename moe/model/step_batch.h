@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <span>
 
+#include "moe/tensor/mat_view.h"
+
 namespace moe {
 
 struct KvCache;
@@ -22,6 +24,8 @@ struct StepBatch {
   std::span<const int32_t> logit_rows;  // rows whose logits are wanted, ascending
   KvCache* cache = nullptr;
   uint64_t key = 0;  // training: what noise and drops by chance are functions of, beside layer and row
+  // [L], each [T,E], or empty for a dense layer: the routers' logits are copied there. Empty: nowhere.
+  std::span<const MatView<float>> router_logits = {};
 };
 
 }  // namespace moe

@@ -28,6 +28,13 @@ double MeanOverMoeLayers(const std::vector<LayerStats>& layers, F&& value) {
   return count == 0 ? 0 : sum / static_cast<double>(count);
 }
 
+template <class F>
+double MostOfLayers(const std::vector<LayerStats>& layers, F&& value) {  // of numbers that are 0 for a dense layer
+  double most = 0;
+  for (const LayerStats& layer : layers) most = std::max(most, value(layer));
+  return most;
+}
+
 }  // namespace
 
 double StepMetrics::balance_loss() const {
@@ -37,9 +44,24 @@ double StepMetrics::z_loss() const {
   return MeanOverMoeLayers(layers, [](const LayerStats& layer) { return layer.z_loss; });
 }
 double StepMetrics::max_violation() const {
-  double worst = 0;
-  for (const LayerStats& layer : layers) worst = std::max(worst, MaxViolation(layer.tokens_per_expert));
-  return worst;
+  return MostOfLayers(layers, [](const LayerStats& layer) { return MaxViolation(layer.tokens_per_expert); });
+}
+double StepMetrics::coefficient_of_variation() const {
+  return MostOfLayers(layers, [](const LayerStats& layer) { return CoefficientOfVariation(layer.tokens_per_expert); });
+}
+double StepMetrics::entropy() const {
+  return MeanOverMoeLayers(layers, [](const LayerStats& layer) { return layer.entropy; });
+}
+double StepMetrics::gate_mean() const {
+  return MeanOverMoeLayers(layers, [](const LayerStats& layer) { return layer.gate_mean(); });
+}
+double StepMetrics::largest_logit() const {
+  return MostOfLayers(layers, [](const LayerStats& layer) { return layer.largest_logit; });
+}
+int64_t StepMetrics::dead_experts() const {
+  int64_t dead = 0;
+  for (const LayerStats& layer : layers) dead += DeadExperts(layer.tokens_per_expert);
+  return dead;
 }
 double StepMetrics::drop_rate() const {
   int64_t dropped = 0, slots = 0;
@@ -59,7 +81,12 @@ std::string ToJsonLine(const StepMetrics& metrics) {
       {"aux_loss", metrics.balance_loss()},
       {"z_loss", metrics.z_loss()},
       {"max_violation", metrics.max_violation()},
+      {"coefficient_of_variation", metrics.coefficient_of_variation()},
       {"drop_rate", metrics.drop_rate()},
+      {"entropy", metrics.entropy()},
+      {"dead_experts", metrics.dead_experts()},
+      {"gate_mean", metrics.gate_mean()},
+      {"largest_logit", metrics.largest_logit()},
       {"seconds", metrics.seconds},
       {"seconds_by_part",
        {{"data", metrics.parts.data}, {"model", metrics.parts.model}, {"optimizer", metrics.parts.optimizer}}}};
@@ -71,8 +98,13 @@ std::string ToJsonLine(const StepMetrics& metrics) {
     }
     layers.push_back({{"tokens_per_expert", layer.tokens_per_expert},
                       {"max_violation", MaxViolation(layer.tokens_per_expert)},
+                      {"coefficient_of_variation", CoefficientOfVariation(layer.tokens_per_expert)},
                       {"dropped", layer.num_dropped},
+                      {"drop_rate", DropRate(layer.num_dropped, layer.tokens_per_expert)},
                       {"entropy", layer.entropy},
+                      {"dead_experts", DeadExperts(layer.tokens_per_expert)},
+                      {"gate_mean", layer.gate_mean()},
+                      {"largest_logit", layer.largest_logit},
                       {"aux_loss", layer.balance_loss},
                       {"z_loss", layer.z_loss}});
   }
@@ -86,6 +118,11 @@ std::string WithValidation(const std::string& json_line, const ValidationMetrics
   line["validation_loss"] = validation.loss;
   line["bits_per_byte"] = validation.bits_per_byte;
   line["validation_seconds"] = validation.seconds;
+  auto layers = nlohmann::ordered_json::array();
+  for (const ExpertLoad& load : validation.layers) {
+    layers.push_back(load.tokens_per_expert.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(ToJson(load)));
+  }
+  line["validation_layers"] = std::move(layers);
   return line.dump();
 }
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "moe/base/result.h"
-#include "moe/model/model.h"
+#include "moe/model/evaluate.h"
 
 namespace moe {
 
@@ -22,8 +22,9 @@ struct StepSeconds {
 struct ValidationMetrics {
   double loss = 0;  // nats per token
   double bits_per_byte = 0;
-  double seconds = 0;    // that the evaluation took
-  bool is_best = false;  // so far
+  double seconds = 0;              // that the evaluation took
+  bool is_best = false;            // so far
+  std::vector<ExpertLoad> layers;  // [L]
 };
 
 struct StepMetrics {
@@ -43,8 +44,13 @@ struct StepMetrics {
   // Over MoE layers; 0 without any. Losses are means, without their coefficients: a balance loss of 1 is perfect balance.
   double balance_loss() const;
   double z_loss() const;
-  double max_violation() const;  // of the worst layer
-  double drop_rate() const;      // dropped slots / all slots
+  double max_violation() const;             // of the worst layer
+  double coefficient_of_variation() const;  // of the load of the layer where it is largest
+  double drop_rate() const;                 // dropped slots / all slots
+  double entropy() const;                   // of the routers, nats, mean over tokens, then layers
+  double gate_mean() const;                 // over slots, then layers
+  double largest_logit() const;             // of all layers, |z|
+  int64_t dead_experts() const;             // of all layers together: those that no token of the step chose
 };
 
 // One line of metrics.jsonl, without the newline; the fields are listed in docs/cli.md.

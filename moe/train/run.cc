@@ -328,7 +328,8 @@ Result<bool> Run::EvaluateStep(StepMetrics& metrics) {
   const ValidationMetrics validation{.loss = evaluation->loss(),
                                      .bits_per_byte = evaluation->bits_per_byte(),
                                      .seconds = NowSeconds() - start,
-                                     .is_best = evaluation->loss() < state_.best_loss};
+                                     .is_best = evaluation->loss() < state_.best_loss,
+                                     .layers = evaluation->layers};
   state_.pending_line = WithValidation(state_.pending_line, validation);
   summary_.validation_loss = validation.loss;
   summary_.bits_per_byte = validation.bits_per_byte;

@@ -49,6 +49,9 @@ TEST_F(Eval, GivesTheDocumentedJson) {
     EXPECT_EQ(layer["drop_rate"], 0);
     EXPECT_GT(layer["entropy"].get<double>(), 0);
     EXPECT_TRUE(layer["dead_experts"].is_number_integer());
+    EXPECT_GE(layer["coefficient_of_variation"].get<double>(), 0);
+    EXPECT_NEAR(layer["gate_mean"].get<double>(), 0.5, 1e-6);  // two that sum to 1
+    EXPECT_GT(layer["largest_logit"].get<double>(), 0);
   }
 }
 
@@ -71,7 +74,7 @@ TEST_F(Eval, PrintsForPeople) {
   const std::string data = File("a.txt", "To be, or not to be.");
   const RunResult result = Run({"--data", data, "--json", dir_ / "result.json", "--dtype", "bf16", "--context", "8"});
   EXPECT_EQ(result.exit_code, 0);
-  for (const char* part : {"nats/token", "bits/byte", "perplexity", "expert load"}) {
+  for (const char* part : {"nats/token", "bits/byte", "perplexity", "expert load", "dropped", "|logit|"}) {
     EXPECT_NE(result.out.find(part), std::string::npos) << part;
   }
   const json written = json::parse(ReadFile(dir_ / "result.json"));

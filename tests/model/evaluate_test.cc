@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numbers>
@@ -76,6 +77,9 @@ TEST(Evaluate, EveryTokenOnceAsIfAlone) {
       EXPECT_GT(load.entropy, 0);
       EXPECT_LE(load.entropy, std::log(4.0));
       EXPECT_EQ(load.max_violation, MaxViolation(load.tokens_per_expert));
+      EXPECT_EQ(load.coefficient_of_variation, CoefficientOfVariation(load.tokens_per_expert));
+      EXPECT_NEAR(load.gate_mean, 0.5, 2 * kEpsF32);  // two gates that sum to 1
+      EXPECT_GT(load.largest_logit, 0);
     }
   }
 }
@@ -90,6 +94,9 @@ void ExpectSame(const Evaluation& a, const Evaluation& b) {
     EXPECT_EQ(a.layers[l].drop_rate, b.layers[l].drop_rate);
     EXPECT_EQ(a.layers[l].entropy, b.layers[l].entropy);
     EXPECT_EQ(a.layers[l].dead_experts, b.layers[l].dead_experts);
+    EXPECT_EQ(a.layers[l].coefficient_of_variation, b.layers[l].coefficient_of_variation);
+    EXPECT_EQ(a.layers[l].gate_mean, b.layers[l].gate_mean);
+    EXPECT_EQ(a.layers[l].largest_logit, b.layers[l].largest_logit);
   }
 }
 
@@ -107,6 +114,51 @@ TEST(Evaluate, NeitherBatchNorThreadsChangeTheResult) {
       ExpectSame(Evaluate(two.model, documents, {.context = 10, .batch = batch}, two.t.ctx).value(), want);
     }
   }
+}
+
+// The logits that it hands out route as the model did, however many windows are a step.
+TEST(Evaluate, HandsOutTheRoutersLogits) {
+  ModelConfig config = WithBos(TinyMoe());
+  config.layers[0] = {.ffn = FfnKind::kDense, .ffn_width = 32};
+  Tiny tiny(config, 2);
+  Rng rng(6);
+  const auto tokens = RandomInts(21, 41, rng);
+  const Document document{tokens, 21};
+  std::vector<float> whole;
+  for (const int64_t batch : {1, 2, 9}) {
+    std::vector<float> logits;
+    std::vector<int32_t> inputs;
+    EvaluateOptions options{.context = 8, .batch = batch};
+    options.on_router_logits = [&](std::span<const RowInfo> rows, std::span<const MatView<float>> layers) -> Status {
+      EXPECT_EQ(layers.size(), 2u);
+      EXPECT_TRUE(layers[0].empty());
+      EXPECT_EQ(layers[1].rows, std::ssize(rows));
+      EXPECT_EQ(layers[1].cols, 4);
+      for (int64_t t = 0; t < layers[1].rows; ++t) {
+        logits.insert(logits.end(), layers[1].row(t), layers[1].row(t) + 4);
+        inputs.push_back(rows[static_cast<size_t>(t)].token_id);
+      }
+      return {};
+    };
+    const auto result = Evaluate(tiny.model, {&document, 1}, options, tiny.t.ctx).value();
+    ASSERT_EQ(inputs.size(), 21u);
+    EXPECT_EQ(inputs[8], kBos);
+    EXPECT_EQ(inputs[9], tokens[8]);
+    if (batch == 1) whole = logits;
+    EXPECT_EQ(logits, whole);
+    Arena arena;
+    ExecContext own{tiny.t.ctx.pool, arena, tiny.t.ctx.kernels};
+    const Routing routing = Route(config.layers[1].moe.router, {.logits = {logits.data(), 21, 4}}, nullptr, own).value();
+    EXPECT_TRUE(std::ranges::equal(routing.aux.tokens_per_expert, result.layers[1].tokens_per_expert));
+    EXPECT_EQ(routing.aux.largest_logit, result.layers[1].largest_logit);
+    EXPECT_DOUBLE_EQ(routing.aux.entropy, result.layers[1].entropy);
+  }
+  EvaluateOptions refusing{.on_router_logits = [](std::span<const RowInfo>, std::span<const MatView<float>>) -> Status {
+    return Err("here", "got enough");
+  }};
+  const auto refused = Evaluate(tiny.model, {&document, 1}, refusing, tiny.t.ctx);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().where, "here");
 }
 
 TEST(Evaluate, DocumentsAreWindowsOfTheirOwn) {
