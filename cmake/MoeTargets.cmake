@@ -25,6 +25,21 @@ if(MOE_SANITIZE)
   target_link_options(moe_flags INTERFACE -fsanitize=${MOE_SANITIZE})
 endif()
 
+# Chart.js as a C++ string, for reports that open without a network.
+find_file(MOE_CHART_JS chart.min.js PATHS /usr/share/javascript/chart.js REQUIRED)
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${MOE_CHART_JS})
+function(moe_embed_chart_js target)
+  file(READ ${MOE_CHART_JS} script)
+  set(source ${CMAKE_BINARY_DIR}/chart_js.cc)
+  file(CONFIGURE OUTPUT ${source} @ONLY CONTENT "#include \"moe/planner/chart_js.h\"
+std::string_view moe::ChartJs() {
+  return R\"chartjs(@script@)chartjs\";
+}
+")
+  set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS -Wno-overlength-strings)
+  target_sources(${target} PRIVATE ${source})
+endfunction()
+
 # External libraries that a folder uses.
 set(MOE_EXTERNAL_base fmt::fmt tl::expected)
 set(MOE_EXTERNAL_files nlohmann_json::nlohmann_json PkgConfig::PCRE2 PkgConfig::UTF8PROC PkgConfig::XXHASH)
@@ -63,6 +78,7 @@ function(moe_libraries_from_layers layers_file)
       target_link_libraries(moe_${folder} ${scope} moe_${dependency})
     endforeach()
   endforeach()
+  moe_embed_chart_js(moe_planner)
   foreach(isa scalar avx2 avx512 avx512bf16)
     set_source_files_properties(${CMAKE_SOURCE_DIR}/moe/kernels/cpu/isa/${isa}.cc PROPERTIES COMPILE_OPTIONS
       "-O3;-ffp-contract=fast;-fno-math-errno;-fno-trapping-math;-Wno-psabi;${MOE_ISA_FLAGS_${isa}}")

@@ -5,7 +5,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 packages=(g++ cmake ninja-build pkg-config libcli11-dev nlohmann-json3-dev libtomlplusplus-dev libfmt-dev libexpected-dev
-  libxxhash-dev libpcre2-dev libutf8proc-dev python3 libreadline8) # the last two: scripts/corpus.py
+  libxxhash-dev libpcre2-dev libutf8proc-dev libjs-chart.js python3 libreadline8) # the last two: scripts/corpus.py
 for profile in "$@"; do
   case $profile in
     tests) packages+=(libgtest-dev) ;;
