@@ -36,6 +36,8 @@ bool IsContinuation(char c) {
   return (static_cast<unsigned char>(c) & 0xc0) == 0x80;
 }
 
+}  // namespace
+
 int TerminalWidth(std::FILE* stream) {
   winsize size{};
   if (ioctl(fileno(stream), TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
@@ -48,8 +50,6 @@ bool IsTerminal(std::FILE* stream) {
   const char* term = std::getenv("TERM");
   return isatty(fileno(stream)) == 1 && term != nullptr && std::string_view(term) != "dumb";
 }
-
-}  // namespace
 
 std::string FormatCount(double count) {
   return WithPrefix(count, "", kCountPrefixes);

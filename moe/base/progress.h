@@ -22,6 +22,9 @@ std::string FormatSeconds(double seconds);      // "4.50 us", "12.0 ms", "1.30 s
 std::string LoadBars(std::span<const int64_t> counts);
 // "━━━━━━╸─────" of `width` columns.
 std::string ProgressBar(double fraction, int width);
+// Whether a person watches it there; and the columns they have, 80 where it does not say.
+bool IsTerminal(std::FILE* stream);
+int TerminalWidth(std::FILE* stream);
 // Columns the text takes on a terminal: one per code point.
 int DisplayWidth(std::string_view utf8);
 // At most `width` columns of it, the last one "…" where something is cut.

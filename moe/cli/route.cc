@@ -1,4 +1,4 @@
-// moe route: what routing policies make of given logits.
+// moe route: what routing policies make of given logits, or a model's routers of a text.
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -8,6 +8,7 @@
 #include "moe/base/progress.h"
 #include "moe/cli/commands.h"
 #include "moe/cli/common.h"
+#include "moe/cli/route_model.h"
 #include "moe/files/safetensors.h"
 #include "moe/mixture/moe_metrics.h"
 #include "moe/mixture/replay.h"
@@ -17,12 +18,9 @@ namespace {
 
 constexpr size_t kBarWidth = 40, kMostBars = 64;
 
-struct Flags {
+struct Flags : RoutePolicyFlags {
   CommonFlags common;
   std::string logits;
-  std::vector<std::string> policies = {"top_k=2"};
-  bool evaluation = false;
-  int64_t seed = 1;
 };
 
 struct Logits {
@@ -123,29 +121,54 @@ Result<int> Route(const Flags& flags) {
   return 0;
 }
 
+Result<int> Dispatch(Flags& flags, const RouteModelFlags& of_model, const std::vector<const CLI::Option*>& only_model) {
+  if (flags.logits.empty() && of_model.model.empty()) {
+    return UsageErr("--logits", "got nothing, expected it or --model; see moe route --help");
+  }
+  if (!flags.logits.empty() && !of_model.model.empty()) {
+    return UsageErr("--model", "got it with --logits, expected one of the two");
+  }
+  if (flags.logits.empty()) return RouteModel(of_model, flags, flags.common);
+  for (const CLI::Option* option : only_model) {
+    if (option->count() > 0) return UsageErr(option->get_name(), "got it with --logits, expected --model");
+  }
+  if (flags.policies.empty()) flags.policies = {"top_k=2"};
+  return Route(flags);
+}
+
 }  // namespace
 
 int RunRoute(int argc, char** argv) {
   Flags flags;
-  CLI::App app("Replays routing policies on given logits: who goes where, with which weight, and who is dropped.", "moe route");
+  RouteModelFlags of_model;
+  CLI::App app(
+      "With --model: what its routers do with a text, which tokens each expert likes, and what other policies would have done "
+      "with "
+      "the same logits.\nWith --logits: replays policies on given logits: who goes where, with which weight, and who is "
+      "dropped.",
+      "moe route");
+  const auto only_model = AddRouteModelFlags(app, of_model);
   app.add_option("--logits", flags.logits, "safetensors file with 'logits' [tokens,experts] and, if any, 'bias' [experts], f32")
-      ->type_name("FILE")
-      ->required();
+      ->type_name("FILE");
   app.add_option(
          "--policy", flags.policies,
-         fmt::format("Names and KEY=VALUE, separated by commas; several are compared (default top_k=2). Names: {}. Keys: "
-                     "those of [router] in recipes/README.md, and top_k",
-                     fmt::join(PolicyNames(), ", ")))
+         fmt::format(
+             "Names and KEY=VALUE, separated by commas; several are compared (default: top_k=2 of --logits; of --model its own "
+             "policy and common others; keys alone change that). Names: model (its own), {}. Keys: "
+             "those of [router] in recipes/README.md, and top_k",
+             fmt::join(PolicyNames(), ", ")))
       ->type_name("NAME,KEY=VALUE...");
   app.add_flag("--eval", flags.evaluation, "As evaluation and inference route: without noise, with their capacity");
   app.add_option("--seed", flags.seed, "Of noise and drops by chance (default 1)")->type_name("N");
   AddCommonFlags(app, flags.common);
   SetExamples(
-      app, {{"moe route --logits l.safetensors --policy deepseek-v3 --json -", "every slot, to check against another program"},
+      app, {{"moe route --model runs/demo --data data/test.txt --out routes.html", "what its experts do, as a page"},
+            {"moe route --model runs/demo --data a.txt --layer 3 --policy model as-switch", "layer 3, and one other policy"},
+            {"moe route --logits l.safetensors --policy deepseek-v3 --json -", "every slot, to check against another program"},
             {"moe route --logits l.safetensors --policy mixtral mixtral,capacity_factor=1 as-switch",
              "what three policies would have dropped"}});
   if (const auto code = ParseFlags(app, argc, argv)) return *code;
-  const auto code = Route(flags);
+  const auto code = Dispatch(flags, of_model, only_model);
   return code ? *code : Fail(code.error());
 }
 

@@ -28,16 +28,19 @@ Result<Replay> ReplayPolicy(const RouterConfig& config, MatView<const float> log
     }
     z = sum;
   }
-  const auto ids = ctx.arena.Alloc<int32_t>(T);
-  std::iota(ids.begin(), ids.end(), 0);
+  const auto places = ctx.arena.Alloc<int32_t>(options.ids.empty() ? T : 0);
+  std::iota(places.begin(), places.end(), 0);
   const RouteInput input{.logits = z,
                          .selection_bias = config.bias ? std::span<const float>() : bias,
-                         .ids = ids,
+                         .ids = options.ids.empty() ? places : options.ids,
+                         .sequence_begin = options.sequence_begin,
                          .training = options.training,
                          .key = options.seed};
   MOE_TRY(Routing routing, Route(config, input, nullptr, ctx));
   const double factor = options.training ? config.capacity.factor : config.capacity.eval_factor;
-  const auto kept = KeepWithinCapacity(config, factor, routing, {}, options.seed, ctx);
+  const auto kept = KeepWithinCapacity(config, factor, routing, options.sequence_begin, options.seed, ctx);
+  const bool fixed = config.capacity.scope == CapacityScope::kBatch || options.sequence_begin.empty();
+  const int64_t capacity = fixed ? ExpertCapacity(config, factor, T) : kNoCapacity;
   const DispatchPlan plan = BuildDispatchPlan(routing, E, kept, ctx);
   NormalizeKept(config, plan.slot_row, routing, ctx);
   Replay out{
@@ -46,7 +49,7 @@ Result<Replay> ReplayPolicy(const RouterConfig& config, MatView<const float> log
       .gate = {routing.gate.begin(), routing.gate.end()},
       .tokens_per_expert = {routing.aux.tokens_per_expert.begin(), routing.aux.tokens_per_expert.end()},
       .num_dropped = plan.num_dropped,
-      .bucket_rows = std::min(T, BucketRows(plan, ExpertCapacity(config, factor, T))),  // no token comes to an expert twice
+      .bucket_rows = std::min(T, BucketRows(plan, capacity)),  // no token comes to an expert twice
       .balance_loss = routing.aux.balance_loss,
       .z_loss = routing.aux.z_loss,
       .entropy = routing.aux.entropy};

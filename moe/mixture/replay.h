@@ -12,6 +12,8 @@ namespace moe {
 struct ReplayOptions {
   bool training = true;  // the capacity and noise of training, else of evaluation
   uint64_t seed = 1;     // of noise and of drops by chance
+  std::span<const int32_t> ids = {};             // [T] for hash routing; empty: token t has the id t
+  std::span<const int32_t> sequence_begin = {};  // [sequences+1] first rows, then T; empty: one sequence
 };
 
 // Slots of token t: [slot_begin[t], slot_begin[t+1]).
@@ -27,7 +29,7 @@ struct Replay {
 };
 
 // logits [T,E]. bias [E] or empty: added to the logits where the policy learns one, else to the scores for selection, which is
-// an error where there are none (relu, sparsemixer, sinkhorn, hash, expert_choice). Token t has the id t, for hash routing.
+// an error where there are none (relu, sparsemixer, sinkhorn, hash, expert_choice).
 Result<Replay> ReplayPolicy(const RouterConfig& config, MatView<const float> logits, std::span<const float> bias,
                             const ReplayOptions& options, ExecContext& ctx);
 

@@ -346,8 +346,8 @@ std::vector<std::string_view> PolicyNames() {
 
 namespace {
 
-Result<RouterConfig> Parse(std::string_view text, int64_t num_experts, const std::string& where) {
-  RouterConfig config;
+Result<RouterConfig> Parse(std::string_view text, int64_t num_experts, const std::string& where, const RouterConfig& base) {
+  RouterConfig config = base;
   std::vector<std::string_view> names;
   VisitRouter(config, [&](std::string_view name, const auto&, const auto&) { names.push_back(name); });
   const auto nearest = [](std::string_view name, std::vector<std::string_view> known) {
@@ -389,8 +389,9 @@ Result<RouterConfig> Parse(std::string_view text, int64_t num_experts, const std
 
 }  // namespace
 
-Result<RouterConfig> ParsePolicy(std::string_view text, int64_t num_experts, const std::string& where) {
-  auto config = Parse(text, num_experts, where);
+Result<RouterConfig> ParsePolicy(std::string_view text, int64_t num_experts, const std::string& where,
+                                 const RouterConfig& base) {
+  auto config = Parse(text, num_experts, where, base);
   if (!config) config.error().exit_code = 2;
   return config;
 }
