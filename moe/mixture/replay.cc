@@ -43,16 +43,15 @@ Result<Replay> ReplayPolicy(const RouterConfig& config, MatView<const float> log
   const int64_t capacity = fixed ? ExpertCapacity(config, factor, T) : kNoCapacity;
   const DispatchPlan plan = BuildDispatchPlan(routing, E, kept, ctx);
   NormalizeKept(config, plan.slot_row, routing, ctx);
-  Replay out{
-      .slot_begin = {routing.slot_begin.begin(), routing.slot_begin.end()},
-      .expert = {routing.expert.begin(), routing.expert.end()},
-      .gate = {routing.gate.begin(), routing.gate.end()},
-      .tokens_per_expert = {routing.aux.tokens_per_expert.begin(), routing.aux.tokens_per_expert.end()},
-      .num_dropped = plan.num_dropped,
-      .bucket_rows = std::min(T, BucketRows(plan, capacity)),  // no token comes to an expert twice
-      .balance_loss = routing.aux.balance_loss,
-      .z_loss = routing.aux.z_loss,
-      .entropy = routing.aux.entropy};
+  Replay out{.slot_begin = {routing.slot_begin.begin(), routing.slot_begin.end()},
+             .expert = {routing.expert.begin(), routing.expert.end()},
+             .gate = {routing.gate.begin(), routing.gate.end()},
+             .tokens_per_expert = {routing.aux.tokens_per_expert.begin(), routing.aux.tokens_per_expert.end()},
+             .num_dropped = plan.num_dropped,
+             .bucket_rows = std::min(T, BucketRows(plan, capacity)),  // no token comes to an expert twice
+             .balance_loss = routing.aux.balance_loss,
+             .z_loss = routing.aux.z_loss,
+             .entropy = routing.aux.entropy};
   for (const int32_t row : plan.slot_row) out.dropped.push_back(row < 0);
   out.padded_rows = E * out.bucket_rows - plan.num_rows();
   return out;

@@ -10,8 +10,8 @@
 namespace moe {
 
 struct ReplayOptions {
-  bool training = true;  // the capacity and noise of training, else of evaluation
-  uint64_t seed = 1;     // of noise and of drops by chance
+  bool training = true;                          // the capacity and noise of training, else of evaluation
+  uint64_t seed = 1;                             // of noise and of drops by chance
   std::span<const int32_t> ids = {};             // [T] for hash routing; empty: token t has the id t
   std::span<const int32_t> sequence_begin = {};  // [sequences+1] first rows, then T; empty: one sequence
 };

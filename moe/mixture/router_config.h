@@ -234,8 +234,8 @@ RouterConfig PlainRouter(int64_t num_experts, int64_t top_k, bool normalize);
 // What of a policy evaluation and inference follow; the rest as in PlainRouter.
 RouterConfig AsServed(RouterConfig config);
 
-// "deepseek-v3", "as-switch,capacity_factor=1.5", "score=sigmoid,top_k=4": a preset's name, or none, then fields. Without a name
-// they change `base`.
+// "deepseek-v3", "as-switch,capacity_factor=1.5", "score=sigmoid,top_k=4": a preset's name, or none, then fields. Without a
+// name they change `base`.
 Result<RouterConfig> ParsePolicy(std::string_view text, int64_t num_experts, const std::string& where,
                                  const RouterConfig& base = {});
 std::optional<RouterConfig> PolicyNamed(std::string_view name);  // its num_experts is a default

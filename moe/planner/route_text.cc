@@ -72,7 +72,7 @@ std::string Experts(const LayerRoutes& layer, const Tokenizer& tokenizer, const 
       layer.layer, information.excess_bits(), information.bits, information.shuffled_bits, information.expert_bits);
   const int bar = std::clamp(options.columns / 5, 8, 24);
   text += fmt::format("{:>6} {:>10} {:>6}  {:<{}}  tokens it takes so many times more often than others do\n", "expert",
-                      "tokens", "/ mean", "", bar);
+                      "assigned", "/ mean", "", bar);
   for (size_t e = 0; e < counts.size(); ++e) {
     const auto n = static_cast<double>(counts[e]);
     std::string line =
@@ -131,18 +131,18 @@ std::string Policies(const RouteReport& report) {
 
 }  // namespace
 
-std::string RouteText(const RouteReport& report, const Tokenizer& tokenizer, const RouteTextOptions& asked) {
-  RouteTextOptions options = asked;
-  options.columns = std::max(options.columns, kFewestColumns);
+std::string RouteText(const RouteReport& report, const Tokenizer& tokenizer, const RouteTextOptions& options) {
+  RouteTextOptions shown = options;
+  shown.columns = std::max(options.columns, kFewestColumns);
   const Evaluation& evaluation = report.evaluation;
   std::string text =
       fmt::format("{:<8} {}, {} of {} layers with experts\n", "model", report.model, report.layers.size(), report.num_layers);
   text += fmt::format("{:<8} {} in {} tokens, windows of {}\n", "text", FormatBytes(static_cast<double>(evaluation.num_bytes)),
                       FormatCount(static_cast<double>(evaluation.num_tokens)), report.context);
   text += fmt::format("{:<8} {:.4f} nats/token, {:.4f} bits/byte\n\n", "loss", evaluation.loss(), evaluation.bits_per_byte());
-  text += Loads(report, options);
-  if (options.layers.empty()) options.layers = {report.most_telling_layer()};
-  for (const int64_t layer : options.layers) text += Experts(*report.Find(layer), tokenizer, options);
+  text += Loads(report, shown);
+  if (shown.layers.empty()) shown.layers = {report.most_telling_layer()};
+  for (const int64_t layer : shown.layers) text += Experts(*report.Find(layer), tokenizer, shown);
   return text + Policies(report);
 }
 

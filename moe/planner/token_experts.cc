@@ -14,7 +14,7 @@ namespace {
 struct Table {
   std::vector<int32_t> distinct;   // [X] ids, ascending
   std::vector<int32_t> token;      // [T] row -> 0..X-1
-  std::vector<int64_t> joint;      // [X,E]
+  std::vector<int32_t> joint;      // [X,E] at most the rows of the token
   std::vector<int64_t> of_token;   // [X]
   std::vector<int64_t> of_expert;  // [E]
   int64_t E = 0, slots = 0;

@@ -10,8 +10,9 @@ using nlohmann::json;
 class RouteModelCommand : public WithModel {
  protected:
   RunResult Run(std::vector<std::string> more, const RunOptions& options = {}) const {
-    std::vector<std::string> arguments = {"route", "--model", model(), "--seconds", "0.01"};
+    std::vector<std::string> arguments = {"route", "--model", model()};
     arguments.insert(arguments.end(), more.begin(), more.end());
+    if (std::ranges::find(more, "--seconds") == more.end()) arguments.insert(arguments.end(), {"--seconds", "0.01"});
     return RunMoe(arguments, options);
   }
   json RunJson(std::vector<std::string> more, const RunOptions& options = {}) const {
@@ -152,7 +153,7 @@ TEST_F(RouteModelCommand, WrongUsage) {
   ExpectFails(Run({"--data", data, "--tokens", "0"}), 2, "--tokens", "got 0, expected 1..");
   ExpectFails(Run({"--data", data, "--likes", "-1"}), 2, "--likes", "got -1, expected 0..1000");
   ExpectFails(Run({"--data", data, "--least-count", "0"}), 2, "--least-count", "got 0, expected at least 1");
-  ExpectFails(RunMoe({"route", "--model", model(), "--data", data, "--seconds", "-1"}), 2, "--seconds", "got -1");
+  ExpectFails(Run({"--data", data, "--seconds", "-1"}), 2, "--seconds", "got -1");
   ExpectFails(Run({"--data", data, "--batch", "0"}), 2, "--batch", "got 0, expected 1");
   ExpectFails(Run({"--data", data, "--context", "33"}), 2, "--context", "got 33, expected 1..32");
   ExpectFails(Run({"--data", data, "--dtype", "f64"}), 2, "--dtype", "got 'f64'");
