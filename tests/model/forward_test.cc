@@ -216,8 +216,15 @@ TEST(Forward, StatsOfSeveralStepsAddUp) {
     EXPECT_NEAR(s.entropy, (6 * x.entropy + 2 * y.entropy) / 8, 1e-12);
     EXPECT_NEAR(s.z_loss, (6 * x.z_loss + 2 * y.z_loss) / 8, 1e-12 * x.z_loss);
     EXPECT_NEAR(s.balance_loss, (6 * x.balance_loss + 2 * y.balance_loss) / 8, 1e-12);
+    EXPECT_GT(x.gate_sum, 0);
+    EXPECT_EQ(s.gate_sum, x.gate_sum + y.gate_sum);
+    EXPECT_DOUBLE_EQ(s.gate_mean(), s.gate_sum / 16);
+    EXPECT_EQ(s.largest_logit, std::max(x.largest_logit, y.largest_logit));
   }
+  EXPECT_GT(one.layers[0].largest_logit, two.layers[0].largest_logit);  // the larger one came first
   sum.Clear();
+  EXPECT_EQ(sum.layers[1].gate_sum, 0);
+  EXPECT_EQ(sum.layers[1].largest_logit, 0);
   EXPECT_EQ(sum.num_targets, 0);
   EXPECT_EQ(sum.layers[1].num_tokens, 0);
   EXPECT_EQ(sum.layers[1].tokens_per_expert, std::vector<int64_t>(4, 0));

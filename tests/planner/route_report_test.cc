@@ -49,7 +49,8 @@ TEST(RouteReport, PoliciesAreReplaysOfTheModelsLogits) {
                                              "as-gshard",
                                              "selection=sinkhorn",
                                              "capacity_factor=0.5,drop=random",
-                                             "capacity_factor=1,capacity_scope=sequence"};
+                                             "capacity_factor=1,capacity_scope=sequence",
+                                             "selection=hash"};
   const RouteOptions options{
       .evaluation = {.context = 32, .batch = 2}, .policies = policies, .seed = 3, .least_count = 1, .seconds = 0};
   const RouteReport report = ReportRoutes(tiny.model, {&document, 1}, options, tiny.t.ctx).value();
@@ -222,6 +223,38 @@ TEST(RouteReport, ASelectionBiasIsTheModels) {
   EXPECT_EQ(report.policies[0].layers[0].tokens_per_expert, report.layers[0].load.tokens_per_expert);
   EXPECT_NE(report.policies[1].layers[0].tokens_per_expert, report.policies[0].layers[0].tokens_per_expert);
   EXPECT_EQ(report.policies[2].layers[0].tokens_per_expert, report.policies[1].layers[0].tokens_per_expert);
+}
+
+// Of a model that has both, the bias of the logits is in them already.
+TEST(RouteReport, TheLogitsOwnBiasIsNotAddedAgain) {
+  ModelConfig config = Config();
+  config.layers.resize(1);
+  config.layers[0].moe.router = ParsePolicy("score=sigmoid,bias=true,balance_bias=kept", 4, "p").value();
+  Tiny tiny(config);
+  std::ranges::copy(std::vector<float>{0.1f, 0.3f, -0.2f, 0},
+                    tiny.model.moe_layer(0).weights.selection_bias->value.span().begin());
+  const auto tokens = Tokens(200);
+  const Document document{tokens, 200};
+  const RouteReport report =
+      ReportRoutes(tiny.model, {&document, 1}, {.policies = {"model"}, .seconds = 0}, tiny.t.ctx).value();
+  EXPECT_EQ(report.policies[0].layers[0].tokens_per_expert, report.layers[0].load.tokens_per_expert);
+}
+
+// What experts like is of the text, not of the steps that it was read in.
+TEST(RouteReport, LikesDoNotDependOnTheBatch) {
+  Tiny tiny(Config());
+  const auto tokens = Tokens(150);
+  const Document document{tokens, 150};
+  RouteOptions options{.evaluation = {.context = 16, .batch = 1}, .policies = {"model"}, .least_count = 1, .seconds = 0};
+  const RouteReport one = ReportRoutes(tiny.model, {&document, 1}, options, tiny.t.ctx).value();
+  options.evaluation.batch = 4;
+  const RouteReport four = ReportRoutes(tiny.model, {&document, 1}, options, tiny.t.ctx).value();
+  for (size_t l = 0; l < 2; ++l) {
+    EXPECT_EQ(one.layers[l].likes, four.layers[l].likes);
+    EXPECT_EQ(one.layers[l].information.bits, four.layers[l].information.bits);
+    EXPECT_EQ(one.layers[l].information.shuffled_bits, four.layers[l].information.shuffled_bits);
+  }
+  EXPECT_EQ(four.step_rows, 64);
 }
 
 TEST(RouteTimes, EveryExecutorIsTimedAndTheLayerIsAsBefore) {
