@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <numeric>
 
 #include "moe/base/progress.h"
 #include "moe/mixture/moe_metrics.h"
@@ -12,6 +13,7 @@ namespace moe {
 namespace {
 
 constexpr int kFewestColumns = 60;
+constexpr size_t kMostListed = 32;  // experts of a layer that nobody asked for
 
 // `share` of `width` columns, in eighths of one; plain: whole '#'.
 std::string Bar(double share, int width, bool plain) {
@@ -61,7 +63,18 @@ std::string Loads(const RouteReport& report, const RouteTextOptions& options) {
          "entropy: of the router, nats; bits: what the expert of an assignment tells of its token, less what chance would\n";
 }
 
-std::string Experts(const LayerRoutes& layer, const Tokenizer& tokenizer, const RouteTextOptions& options) {
+// All of them, or the most loaded, in the order of their numbers.
+std::vector<size_t> Listed(std::span<const int64_t> counts, bool all) {
+  std::vector<size_t> experts(counts.size());
+  std::iota(experts.begin(), experts.end(), size_t{0});
+  if (all || experts.size() <= kMostListed) return experts;
+  std::ranges::stable_sort(experts, [&](size_t a, size_t b) { return counts[a] > counts[b]; });
+  experts.resize(kMostListed);
+  std::ranges::sort(experts);
+  return experts;
+}
+
+std::string Experts(const LayerRoutes& layer, bool all, const Tokenizer& tokenizer, const RouteTextOptions& options) {
   const MutualInformation& information = layer.information;
   const auto& counts = layer.load.tokens_per_expert;
   const auto total = static_cast<double>(std::max<int64_t>(1, Assignments(counts)));
@@ -73,7 +86,8 @@ std::string Experts(const LayerRoutes& layer, const Tokenizer& tokenizer, const 
   const int bar = std::clamp(options.columns / 5, 8, 24);
   text += fmt::format("{:>6} {:>10} {:>6}  {:<{}}  tokens it takes so many times more often than others do\n", "expert",
                       "assigned", "/ mean", "", bar);
-  for (size_t e = 0; e < counts.size(); ++e) {
+  const auto listed = Listed(counts, all);
+  for (const size_t e : listed) {
     const auto n = static_cast<double>(counts[e]);
     std::string line =
         fmt::format("{:>6} {:>10} {:>6.2f}  {}  ", e, counts[e], n / mean, Padded(Bar(n / most, bar, options.plain), bar));
@@ -86,6 +100,10 @@ std::string Experts(const LayerRoutes& layer, const Tokenizer& tokenizer, const 
     if (counts[e] == 0) line += "(dead)";
     line.resize(line.find_last_not_of(' ') + 1);
     text += line + "\n";
+  }
+  if (listed.size() < counts.size()) {
+    text +=
+        fmt::format("and {} experts with fewer tokens: --layer {} lists them\n", counts.size() - listed.size(), layer.layer);
   }
   return text;
 }
@@ -141,8 +159,9 @@ std::string RouteText(const RouteReport& report, const Tokenizer& tokenizer, con
                       FormatCount(static_cast<double>(evaluation.num_tokens)), report.context);
   text += fmt::format("{:<8} {:.4f} nats/token, {:.4f} bits/byte\n\n", "loss", evaluation.loss(), evaluation.bits_per_byte());
   text += Loads(report, shown);
-  if (shown.layers.empty()) shown.layers = {report.most_telling_layer()};
-  for (const int64_t layer : shown.layers) text += Experts(*report.Find(layer), tokenizer, shown);
+  const bool asked = !shown.layers.empty();
+  if (!asked) shown.layers = {report.most_telling_layer()};
+  for (const int64_t layer : shown.layers) text += Experts(*report.Find(layer), asked, tokenizer, shown);
   return text + Policies(report);
 }
 

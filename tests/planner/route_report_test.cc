@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "moe/base/progress.h"
 #include "moe/mixture/moe_metrics.h"
 #include "moe/mixture/replay.h"
 #include "moe/planner/route_times.h"
@@ -255,6 +256,46 @@ TEST(RouteReport, LikesDoNotDependOnTheBatch) {
     EXPECT_EQ(one.layers[l].information.shuffled_bits, four.layers[l].information.shuffled_bits);
   }
   EXPECT_EQ(four.step_rows, 64);
+}
+
+// 40 experts: those of a layer that was not asked for are the most loaded.
+TEST(RouteText, IsAsWideAsTheTerminalAndListsWhatIsAskedFor) {
+  const Tokenizer tokenizer = Tokenizer::Bytes();
+  RouteReport report{.model = "m", .num_layers = 1, .training = false};
+  LayerRoutes layer{.layer = 0};
+  for (int64_t e = 0; e < 40; ++e) {
+    layer.load.tokens_per_expert.push_back(e == 7 ? 0 : 100 + e);
+    layer.likes.emplace_back();
+    for (int32_t i = 0; e != 7 && i < 9; ++i) layer.likes.back().push_back({.id = 97 + i, .count = 9, .lift = 2.5});
+  }
+  layer.load.dead_experts = 1;
+  report.layers = {layer};
+  const auto lines = [](const std::string& text, const std::string& part) {
+    int count = 0;
+    for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++count;
+    return count;
+  };
+  const std::string some = RouteText(report, tokenizer, {.columns = 70});
+  EXPECT_NE(some.find("and 8 experts with fewer tokens: --layer 0 lists them"), std::string::npos) << some;
+  EXPECT_EQ(lines(some, "\"a\" 2.5"), 32);
+  EXPECT_EQ(some.find("(dead)"), std::string::npos);
+  const std::string all = RouteText(report, tokenizer, {.columns = 70, .plain = false, .layers = {0}});
+  EXPECT_EQ(lines(all, "\"a\" 2.5"), 39);
+  EXPECT_EQ(lines(all, "(dead)"), 1);
+  EXPECT_EQ(lines(all, "#"), 0);
+  EXPECT_GT(lines(some, "##"), 32);
+  EXPECT_GT(lines(RouteText(report, tokenizer, {.columns = 200}), "\"i\" 2.5"), 0);
+  // Bars and lists keep to the width; 40 loads take two lines of 8 and more.
+  size_t begin = all.find("load of each expert");
+  for (size_t end = all.find('\n', begin); end != std::string::npos && begin < all.find("what other");
+       end = all.find('\n', begin)) {
+    const std::string line = all.substr(begin, end - begin);
+    if (line.find("\"a\"") != std::string::npos) {
+      EXPECT_LE(DisplayWidth(line), 70) << line;
+    }
+    begin = end + 1;
+  }
+  EXPECT_GE(lines(all, "█"), 40);
 }
 
 TEST(RouteTimes, EveryExecutorIsTimedAndTheLayerIsAsBefore) {
