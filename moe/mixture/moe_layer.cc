@@ -73,7 +73,6 @@ Status Run(const MoeLayer& layer, MatView<const float> x, const LayerTokens& tok
   const int64_t T = x.rows, D = x.cols, E = rc.num_experts, F = config.expert_width, Fs = config.shared_width();
   const MatView<float> logits = AllocMat(T, E, ctx);
   GateForward(rc, layer.weights.gate, x, training, tokens.key, logits, saved.gate, ctx);
-  if (!tokens.logits_out.empty()) CopyRows(logits, tokens.logits_out, ctx);
   saved.router.probs = logits;  // in their place
   const RouteInput route{.logits = logits,
                          .valid = tokens.valid,
@@ -83,6 +82,7 @@ Status Run(const MoeLayer& layer, MatView<const float> x, const LayerTokens& tok
                          .tokens_before = tokens.tokens_before,
                          .training = training,
                          .key = tokens.key};
+  for (int64_t t = 0; t < tokens.logits_out.rows; ++t) std::copy_n(logits.row(t), E, tokens.logits_out.row(t));
   if (tokens.routing != nullptr) {
     saved.routing = *tokens.routing;
   } else {
