@@ -118,7 +118,7 @@ TEST_F(RouteModelCommand, PrintsForPeople) {
     EXPECT_NE(result.out.find(part), std::string::npos) << part << "\n" << result.out;
   }
   EXPECT_LT(result.out.find("layer 1: an"), result.out.find("layer 0: an"));
-  EXPECT_EQ(result.out.find("\x1b"), std::string::npos);
+  EXPECT_EQ(result.out.find('\x1b'), std::string::npos);
   EXPECT_EQ(result.out.find("█ "), std::string::npos) << "bars of a terminal in a file";
 }
 
