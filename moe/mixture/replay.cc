@@ -52,7 +52,10 @@ Result<Replay> ReplayPolicy(const RouterConfig& config, MatView<const float> log
              .balance_loss = routing.aux.balance_loss,
              .z_loss = routing.aux.z_loss,
              .entropy = routing.aux.entropy};
-  for (const int32_t row : plan.slot_row) out.dropped.push_back(row < 0);
+  for (size_t i = 0; i < plan.slot_row.size(); ++i) {
+    out.kept.push_back(plan.slot_row[i] >= 0);
+    if (!out.kept[i]) out.gate[i] = 0;
+  }
   out.padded_rows = E * out.bucket_rows - plan.num_rows();
   return out;
 }

@@ -19,8 +19,8 @@ struct ReplayOptions {
 // Slots of token t: [slot_begin[t], slot_begin[t+1]).
 struct Replay {
   std::vector<int32_t> slot_begin, expert;
-  std::vector<float> gate;    // as combine would use it; of a dropped slot what it would have been, 0 if renormalised after it
-  std::vector<bool> dropped;  // [S]
+  std::vector<float> gate;                 // as combine uses it: 0 of a dropped slot
+  std::vector<bool> kept;                  // [S]
   std::vector<int64_t> tokens_per_expert;  // [E] before dropping
   int64_t num_dropped = 0;
   int64_t bucket_rows = 0;  // rows of a bucket, if experts' rows were padded to one size

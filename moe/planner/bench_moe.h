@@ -14,6 +14,9 @@ namespace moe {
 // "grouped" too: `scaling`, the layer with all threads beside one thread, each against the peak of its own threads; and
 // "router": the layer, and which share of it router, top-k, plan and combine take.
 std::vector<BenchCase> MoeLayerCases(const BenchShapes& shapes, DType format);
+// Group "router" too: every routing policy that fits a shape, in training: the layer's forward, and the share of it that the
+// gate network, selection, plan and combine take.
+std::vector<BenchCase> MoePolicyCases(const BenchShapes& shapes, DType format);
 // Group "decode": 1, 2 ... 256 tokens through experts that come from memory. Bounds are the bytes of the experts chosen, and
 // the FLOP.
 std::vector<BenchCase> MoeDecodeCases(const BenchShapes& shapes, DType format);

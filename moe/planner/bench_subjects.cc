@@ -35,6 +35,8 @@ constexpr BenchSubject kSubjects[] = {
      [](const BenchShapes& s, DType format, const GemmPeers&) {
        return Join({MoeLayerCases(s, format), MoeDecodeCases(s, format), MoeStepCases(s, format), MoePromptCases(s, format)});
      }},
+    {"router", "routing policies, as shares of an MoE layer's forward pass in training", "moe",
+     [](const BenchShapes& s, DType format, const GemmPeers&) { return MoePolicyCases(s, format); }},
     {"attention", "attention: prefill, backward, decode", "attention",
      [](const BenchShapes& s, DType format, const GemmPeers&) { return AttentionCases(s, format); }},
     {"optimizer", "a step of AdamW", "adamw or moe",

@@ -44,16 +44,17 @@ TEST_F(RouteCommand, SaysWhoGoesWhereAndWhoIsDropped) {
   EXPECT_EQ(j["slot_begin"], (json{0, 1, 2, 3, 4}));
   EXPECT_EQ(j["expert"], (json{0, 0, 0, 1}));
   EXPECT_EQ(j["tokens_per_expert"], (json{3, 1}));
-  EXPECT_EQ(j["dropped"], (json{false, false, true, false}));
-  EXPECT_EQ(j["num_dropped"], 1);
+  EXPECT_EQ(j["kept"], (json{true, true, false, true}));
+  EXPECT_EQ(j["dropped"], 1);
+  EXPECT_EQ(j["gate"][2], 0);
   EXPECT_EQ(j["bucket_rows"], 2);
   EXPECT_EQ(j["padded_rows"], 1);
   EXPECT_DOUBLE_EQ(j["max_violation"], 0.5);
   EXPECT_NEAR(j["gate"][0], 1 / (1 + std::exp(-3.0)), 1e-6);
   // The largest gates stay; in evaluation all do.
-  EXPECT_EQ(RouteJson(policy + ",drop=score")["dropped"], (json{false, false, true, false}));
-  EXPECT_EQ(RouteJson(policy + ",drop=score,capacity_factor=0.5")["dropped"], (json{false, true, true, false}));
-  EXPECT_EQ(RouteJson(policy, {"--eval"})["num_dropped"], 0);
+  EXPECT_EQ(RouteJson(policy + ",drop=score")["kept"], (json{true, true, false, true}));
+  EXPECT_EQ(RouteJson(policy + ",drop=score,capacity_factor=0.5")["kept"], (json{true, false, false, true}));
+  EXPECT_EQ(RouteJson(policy, {"--eval"})["dropped"], 0);
 }
 
 TEST_F(RouteCommand, ABiasSelectsOrIsOfTheLogits) {
