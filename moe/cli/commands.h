@@ -5,6 +5,7 @@
 namespace moe {
 
 int RunBench(int argc, char** argv);
+int RunCompare(int argc, char** argv);
 int RunEval(int argc, char** argv);
 int RunGenerate(int argc, char** argv);
 int RunInspect(int argc, char** argv);

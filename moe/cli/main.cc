@@ -28,6 +28,7 @@ const std::vector<Command> kCommands = {
     {"eval", "measures a model on text: loss, bits per byte, how its experts are used", RunEval},
     {"generate", "continues a prompt", RunGenerate},
     {"inspect", "shows what a model is: layers, routing, parameters, memory", RunInspect},
+    {"compare", "trains variants of a recipe beside one another: one table, one page", RunCompare},
     {"route", "shows what a model's experts do, and what other policies would do", RunRoute},
     {"sweep", "measures a model beside its dense twins, at every batch size", RunSweep},
     {"probe", "measures what this machine can do at most", RunProbe},

@@ -81,12 +81,23 @@ struct TrainRecipe {
   int64_t checkpoint_every = 250;  // steps; 0: only at the end
 };
 
+// [[variant]] What `moe compare` trains beside the recipe: the same recipe but for `sets`, written as for --set.
+struct RecipeVariant {
+  std::string name;  // also of its folder: letters, digits, . _ + -
+  std::string axis;  // the question that it is one answer to
+  std::vector<std::string> sets;
+  std::string where;       // "bakeoff.toml:31 variant switch"
+  bool from_flag = false;  // errors are wrong usage
+};
+bool IsVariantName(std::string_view name);
+
 struct Recipe {
   ModelRecipe model;
   RouterRecipe router;
   TokenizerRecipe tokenizer;
   DataRecipe data;
   TrainRecipe train;
+  std::vector<RecipeVariant> variants;  // no part of the run; ToToml and FirstDifference pass them over
   // Paths that the recipe's text gave relative to its folder, and how: "demo.toml:20 data.files says \"../a.txt\", which is
   // relative to the recipe's folder". For errors only.
   std::map<std::string, std::string> relative_paths;
@@ -102,7 +113,8 @@ struct RecipeOverrides {
   std::vector<std::string> data, validation;
   double minutes = 0;  // > 0: replaces steps and minutes
   std::string dtype;
-  const DataRecipe* begun = nullptr;  // of the run that is resumed
+  const DataRecipe* begun = nullptr;       // of the run that is resumed
+  const RecipeVariant* variant = nullptr;  // whose sets come after `sets`
 };
 
 // Errors are one line: file (and line), key, what was got, what was expected; an unknown key comes with the nearest known one,
