@@ -102,6 +102,7 @@ Result<int> Compare(CompareFlags& flags) {
             .string();
   }
   MOE_TRY(CheckJsonTarget(flags.common));
+  MOE_TRY(CheckJsonTarget({.json = flags.markdown}));
   MOE_TRY(ComparePlan plan, MakeComparePlan(options));
   MOE_TRY(CheckWritable(options.folder));
   MOE_TRY(const auto run, MakeRunContext(flags.common));

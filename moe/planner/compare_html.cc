@@ -10,6 +10,8 @@ namespace moe {
 namespace {
 
 using nlohmann::json;
+constexpr int kGrey = 8;  // of kChartColors
+
 using Rows = std::vector<size_t>;
 using ValueOfPoint = std::function<std::optional<double>(size_t variant, const ComparePoint& point)>;
 
@@ -22,7 +24,8 @@ struct Curves {
                      const ValueOfPoint& value) const {
     ChartOfLines chart{.title = title, .x_title = x_title, .y_title = y_title};
     for (size_t i = 0; i < rows.size(); ++i) {
-      ChartSeries series{.name = report.plan.variants[rows[i]].name, .dashed = report.plan.variants[rows[i]].runs_of == 0};
+      const bool is_base = report.plan.variants[rows[i]].runs_of == 0;
+      ChartSeries series{.name = report.plan.variants[rows[i]].name, .dashed = is_base, .color = is_base ? kGrey : -1};
       const double step_s = StepSecondsOf(report, rows[i]);
       for (const ComparePoint& point : means[i]) {
         const std::optional<double> y = value(rows[i], point);

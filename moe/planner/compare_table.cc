@@ -6,6 +6,7 @@
 #include "moe/base/cpu_info.h"
 #include "moe/base/progress.h"
 #include "moe/planner/compare_report.h"
+#include "moe/planner/wrapped.h"
 
 namespace moe {
 namespace {
@@ -195,7 +196,7 @@ std::vector<std::string> CompareNotes(const CompareReport& report) {
 std::string CompareText(const CompareReport& report) {
   return Compose(
       report, [](const char* what) { return what == std::string_view("Results") ? "\n" : fmt::format("\n{}\n", what); },
-      TableText, [](const std::string& sentence) { return "  " + sentence + "\n"; });
+      TableText, [](const std::string& sentence) { return Wrapped("  " + sentence, 4); });
 }
 
 std::string CompareMarkdown(const CompareReport& report) {

@@ -88,7 +88,7 @@ nlohmann::json LineChartConfig(const ChartOfLines& chart) {
   const auto axis = [](const std::string& title, bool log) {
     return nlohmann::json{{"type", log ? "logarithmic" : "linear"}, {"title", {{"display", true}, {"text", title}}}};
   };
-  return {{"type", "scatter"},
+  return {{"type", "line"},
           {"data", {{"datasets", std::move(sets)}}},
           {"options",
            {{"interaction", {{"mode", "nearest"}, {"intersect", false}}},

@@ -22,7 +22,7 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
 p { max-width: 48rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
-caption { text-align: left; color: var(--soft); padding-bottom: 0.3rem; }
+caption { text-align: left; color: var(--soft); padding-bottom: 0.3rem; white-space: nowrap; }
 th, td { padding: 0.2rem 0.7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 .word { text-align: left; } td.group { text-align: left; font-weight: 600; background: var(--panel); }

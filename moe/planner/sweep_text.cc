@@ -4,6 +4,7 @@
 
 #include "moe/base/progress.h"
 #include "moe/planner/sweep_report.h"
+#include "moe/planner/wrapped.h"
 
 namespace moe {
 namespace {
@@ -21,27 +22,6 @@ std::string Label(const SweepSubject& subject) {
       return "equal total";
   }
   return "";
-}
-
-constexpr size_t kColumns = 112;
-
-// Breaks longer lines between words; what goes on is indented. Runs of blanks at the start of a line stay.
-std::string Wrapped(std::string_view text, size_t indent) {
-  std::string out;
-  for (size_t begin = 0; begin < text.size();) {
-    const size_t end = std::min(text.find('\n', begin), text.size());
-    std::string_view line = text.substr(begin, end - begin);
-    for (size_t room = kColumns; line.size() > room; room = kColumns - indent) {
-      const size_t blank = line.rfind(' ', room);
-      if (blank == std::string_view::npos || blank <= indent) break;  // a word longer than the line
-      out += std::string(line.substr(0, blank)) + "\n" + std::string(indent, ' ');
-      line.remove_prefix(blank + 1);
-    }
-    out += line;
-    out += '\n';
-    begin = end + 1;
-  }
-  return out;
 }
 
 // "8 experts of width 256, top-2" of the first MoE layer.
