@@ -10,7 +10,7 @@ for profile in "$@"; do
   case $profile in
     tests) packages+=(libgtest-dev) ;;
     checks) packages+=(libgtest-dev clang-format-14 binutils) ;;
-    nightly) packages+=(libgtest-dev clang-14 clang-tidy-14 libclang-rt-14-dev llvm-14 python3-torch) ;;
+    nightly) packages+=(libgtest-dev chromium clang-14 clang-tidy-14 libclang-rt-14-dev llvm-14 python3-torch) ;;
     benches) packages+=(libbenchmark-dev libxsmm-dev libdnnl-dev libopenblas-dev) ;; # all but the first: peers to measure beside
     *) die "got '$profile', expected tests, checks, nightly or benches" ;;
   esac

@@ -189,7 +189,7 @@ TEST_F(CompareTest, WhatDoesNotCompareIsRefused) {
            {{"a: train.batch_tokens=32"}, "--variant a train.batch_tokens", "got 32, expected 64"},
            {{"a: model.context=32 train.context=16"}, "--variant a model.context", "got 32, expected 16"},
            {{"a: tokenizer.kind=bpe"}, "--variant a tokenizer.kind", "got \"bpe\", expected \"bytes\""},
-           {{"a: model.expert_width=17"}, "--variant a: layer 0: expert_width", "17"},
+           {{"a: model.expert_width=17"}, "--variant a model.expert_width", "got 17, expected a multiple of 16", 2},
        }) {
     SCOPED_TRACE(fmt::format("{}", fmt::join(c.variants, "; ")));
     ExpectError(MakeComparePlan(Options("c", c.variants)), c.where, c.part, c.exit_code);
