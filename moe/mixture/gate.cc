@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "moe/base/bf16.h"
 #include "moe/base/rng.h"
 #include "moe/mixture/experts.h"
 #include "moe/ops/chunks.h"
@@ -30,6 +31,13 @@ void Jitter(const RouterConfig& config, uint64_t key, MatView<float> x, ExecCont
   ForEachRow(x.rows, x.cols, ctx, [&](int64_t t) {
     Rng rng(key, static_cast<uint64_t>(t));
     for (float& v : x.row_span(t)) v *= static_cast<float>(1 + config.noise_scale * (2 * rng.Uniform() - 1));
+  });
+}
+
+// To bf16 and back.
+void RoundToBf16(MatView<float> x, ExecContext& ctx) {
+  ForEachRow(x.rows, x.cols, ctx, [&](int64_t t) {
+    for (float& v : x.row_span(t)) v = ToFloat(ToBf16(v));
   });
 }
 
@@ -148,7 +156,7 @@ GateWeights AddGateWeights(const RouterConfig& config, int64_t D, const std::str
   const int64_t E = config.num_experts, width = config.gate_width;
   const bool linear = config.gate == GateNetwork::kLinear;
   GateWeights w;
-  PackedParameter out(&store.Add(prefix + "router", {E, linear ? D : width}, /*decay=*/true), DType::kF32);
+  PackedParameter out(&store.Add(prefix + "router", {E, linear ? D : width}, /*decay=*/true), config.dtype);
   (linear ? w.first : w.last) = std::move(out);
   if (!linear) w.first = PackedParameter(&store.Add(prefix + "router_hidden", {width, D}, /*decay=*/true), DType::kF32);
   if (config.gate == GateNetwork::kCosine) w.log_scale = &store.Add(prefix + "router_scale", {1}, /*decay=*/false);
@@ -180,7 +188,9 @@ void GateForward(const RouterConfig& config, const GateWeights& weights, MatView
   const bool cosine = config.gate == GateNetwork::kCosine;
   const std::span<const float> bias = cosine ? std::span<const float>() : ValuesOf(weights.bias);
   if (config.gate == GateNetwork::kLinear) {
-    return Gemm({.a = x, .weight = &weights.first.forward(), .bias = bias, .c = logits}, ctx);
+    Gemm({.a = x, .weight = &weights.first.forward(), .bias = bias, .c = logits}, ctx);
+    if (config.dtype == DType::kBf16) RoundToBf16(logits, ctx);
+    return;
   }
   saved.product = AllocMat(T, config.gate_width, ctx);
   saved.hidden = cosine ? saved.product : AllocMat(T, config.gate_width, ctx);
@@ -199,7 +209,8 @@ GateGradient GateBackward(const RouterConfig& config, const GateWeights& weights
     for (int64_t t = 0; t < T; ++t) ctx.kernels.add(d_logits.row(t), E, d_bias);  // padding rows are 0
   }
   const auto gradient = [&](MatView<const float> d_y, MatView<const float> input, MatView<float> d_w) {
-    return WeightGradProblem{.d_y = OnlyValid(d_y, valid, ctx), .x = input, .x_rows = valid.rows, .d_w = d_w};
+    return WeightGradProblem{
+        .d_y = OnlyValid(d_y, valid, ctx), .x = input, .x_rows = valid.rows, .d_w = d_w, .format = config.dtype};
   };
   GateGradient out{.d_product = d_logits};
   if (config.gate != GateNetwork::kLinear) {

@@ -1,5 +1,6 @@
 #pragma once
-// The gate network of a layer, x [T,D] -> logits [T,E], whatever the experts' format all in float32. One of three:
+// The gate network of a layer, x [T,D] -> logits [T,E], whatever the experts' format all in float32, unless the config's dtype
+// says otherwise. One of three:
 //   linear  W x + b
 //   mlp     W silu(V x) + b
 //   cosine  s <V x, w_e> / (|V x| |w_e|) + b, s = min(exp(log_scale), 100); without length the cosine is 0, and its gradient

@@ -242,6 +242,10 @@ Status CheckRest(const RouterConfig& r, const Checker& wrong) {
     return wrong("gate_width", "got {} with the {} gate, expected {}", r.gate_width, NameIn(kGateNetworks, r.gate),
                  r.gate_width == 0 ? "1 or more hidden values" : "0: only mlp and cosine have hidden values");
   }
+  if (r.dtype != DType::kF32 && r.gate != GateNetwork::kLinear) {
+    return wrong("dtype", "got {} with the {} gate, expected f32: only the linear gate has another", Name(r.dtype),
+                 NameIn(kGateNetworks, r.gate));
+  }
   if (r.load_loss > 0 &&
       (r.noise != RouterNoise::kGaussian || r.selection != RouterSelection::kTopK || r.groups > 1 || r.selects_by_bias())) {
     return wrong(

@@ -13,6 +13,7 @@
 
 #include "moe/base/fields.h"
 #include "moe/base/result.h"
+#include "moe/tensor/dtype.h"
 
 namespace moe {
 
@@ -24,6 +25,12 @@ enum class GateNetwork : uint8_t {
 };
 inline constexpr std::array<std::pair<std::string_view, GateNetwork>, 3> kGateNetworks = {
     {{"linear", GateNetwork::kLinear}, {"mlp", GateNetwork::kMlp}, {"cosine", GateNetwork::kCosine}}};
+
+// Of the linear gate's products. bf16 rounds x, W and z (sums stay float32), as a model does whose router is like any other
+// layer: near ties change sides, and large logits lose digits. To be compared with, not to be recommended. (Fedus et al.
+// 2021, 2.4)
+inline constexpr std::array<std::pair<std::string_view, DType>, 2> kRouterDTypes = {
+    {{"f32", DType::kF32}, {"bf16", DType::kBf16}}};
 
 // From logits z [E] of a token to scores s [E]. All of them grow with z, so without bias and groups the order of z decides.
 enum class RouterScore : uint8_t {
@@ -131,6 +138,7 @@ struct RouterConfig {
   int64_t top_k = 2;        // k <= E; of expert choice, the mean experts of a token
   GateNetwork gate = GateNetwork::kLinear;
   int64_t gate_width = 0;  // of mlp and cosine
+  DType dtype = DType::kF32;
   RouterScore score = RouterScore::kSoftmax;
   RouterSelection selection = RouterSelection::kTopK;
   // Gates of a token divided by their sum plus epsilon: over all chosen, or over those that were not dropped.
@@ -185,6 +193,7 @@ void VisitRouter(Config& r, Visitor&& visit) {
   visit("top_k", r.top_k, kExperts);
   visit("gate", r.gate, Choices{kGateNetworks});
   visit("gate_width", r.gate_width, WholeRange{0, 1 << 16});
+  visit("dtype", r.dtype, Choices{kRouterDTypes});
   visit("score", r.score, Choices{kRouterScores});
   visit("selection", r.selection, Choices{kRouterSelections});
   visit("normalize", r.normalize, nullptr);

@@ -177,7 +177,7 @@ int64_t PackBytes(const ModelConfig& config, DType format, bool training) {
       const MoeConfig& moe = layer.moe;
       const int64_t width = moe.router.gate_width;
       if (width > 0) bytes += pack(DType::kF32, width, w.D);
-      bytes += pack(DType::kF32, moe.router.num_experts, width > 0 ? width : w.D) +
+      bytes += pack(moe.router.dtype, moe.router.num_experts, width > 0 ? width : w.D) +
                moe.router.num_experts * ffn(moe.expert_width) + ffn(moe.shared_width());
     }
   }

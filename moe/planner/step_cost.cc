@@ -63,9 +63,9 @@ StepCost DecodeCost(const ModelConfig& config, DType format, const DecodeStep& s
       continue;
     }
     const RouterConfig& router = layer.moe.router;
-    const bool linear = router.gate == GateNetwork::kLinear;  // float32 in every format
+    const bool linear = router.gate == GateNetwork::kLinear;  // of its own dtype, whatever the model's
     if (!linear) cost.router += Product(DType::kF32, router.gate_width, D, 1, B);
-    cost.router += Product(DType::kF32, router.num_experts, linear ? D : router.gate_width, 1, B);
+    cost.router += Product(router.dtype, router.num_experts, linear ? D : router.gate_width, 1, B);
     cost.ffn += SwigluFfn(format, D, layer.moe.expert_width, distinct_experts[l], B * static_cast<double>(router.top_k));
     if (layer.moe.shared_width() > 0) cost.ffn += SwigluFfn(format, D, layer.moe.shared_width(), 1, B);
   }

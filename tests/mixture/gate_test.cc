@@ -107,6 +107,46 @@ void ExpectGradients(const GateTwinWeights<float>& got, const GateTwinWeights<Bo
   ExpectWithinBounds(got.bias, want.bias);
 }
 
+// The twin of rounded numbers: products are exact in both, sums float32 here.
+TEST(Gate, OfBf16RoundsWhatItReadsAndWhatItWrites) {
+  const auto rounded = [](std::vector<float> values) {
+    for (float& v : values) v = ToFloat(ToBf16(v));
+    return values;
+  };
+  for (const KernelTable* kernels : SupportedKernelTables()) {
+    for (const int64_t T : {0, 1, 65}) {
+      SCOPED_TRACE(fmt::format("{} {} tokens", kernels->name, T));
+      Gate gate(ConfigOf("dtype=bf16"), 1, kernels);
+      Rng rng(static_cast<uint64_t>(T));
+      const auto x = NormalFloats(T * kD, rng), d_logits = NormalFloats(T * kE, rng);
+      const Step got = gate.Train(x, d_logits);
+      auto twin = gate.Twin<Bounded>();
+      const auto w = rounded(Floats(gate.Value("router")));
+      twin.w.out = {w.begin(), w.end()};
+      const auto x16 = rounded(x), d16 = rounded(d_logits);
+      const std::vector<Bounded> in(x16.begin(), x16.end());
+      const std::vector<Bounded> logits = LogitsOf(twin, in);
+      for (size_t i = 0; i < logits.size(); ++i) {
+        EXPECT_EQ(got.logits[i], ToFloat(ToBf16(got.logits[i])));
+        const double slack = logits[i].error + kEpsBf16 * (std::abs(logits[i].value) + logits[i].error);
+        EXPECT_NEAR(got.logits[i], logits[i].value, slack);
+      }
+      GateTwinWeights<Bounded> want = twin.Backward({d16.begin(), d16.end()}, in);
+      auto of_bias = gate.Twin<Bounded>();
+      LogitsOf(of_bias, in);
+      want.bias = of_bias.Backward({d_logits.begin(), d_logits.end()}, in).bias;  // sums what it is given
+      ExpectGradients(got.d_w, want);
+      std::vector<Bounded> d_x;
+      const std::vector<Bounded> d(d16.begin(), d16.end());
+      for (int64_t t = 0; t < T; ++t) {
+        for (int64_t i = 0; i < kD; ++i) d_x.push_back(DotOf(kE, d.data() + t * kE, 1, twin.First().data() + i, kD));
+      }
+      ExpectWithinBounds(got.d_x, d_x);
+      ExpectSameBits(gate.Logits(x), got.logits);
+    }
+  }
+}
+
 TEST(Gate, LogitsAndEveryGradientLieWithinTheTwinsBounds) {
   for (const KernelTable* kernels : SupportedKernelTables()) {
     for (const char* fields : kGates) {
@@ -283,6 +323,9 @@ TEST(Gate, WidthsGoWithTheirGates) {
   EXPECT_EQ(error_of("gate_width=4"),
             "[test: gate_width] got 4 with the linear gate, expected 0: only mlp and cosine have hidden values");
   EXPECT_EQ(error_of("gate=mlp"), "[test: gate_width] got 0 with the mlp gate, expected 1 or more hidden values");
+  EXPECT_EQ(error_of("gate=mlp,gate_width=4,dtype=bf16"),
+            "[test: dtype] got bf16 with the mlp gate, expected f32: only the linear gate has another");
+  EXPECT_EQ(AsServed(ConfigOf("dtype=bf16")).dtype, DType::kBf16);  // as it was trained
   EXPECT_EQ(error_of("gate=cosine"), "[test: gate_width] got 0 with the cosine gate, expected 1 or more hidden values");
   EXPECT_EQ(error_of("gate=sine"), "[test: gate] got 'sine', expected one of linear, mlp, cosine");
   EXPECT_EQ(AsServed(ConfigOf("gate=mlp,gate_width=4,noise=jitter,noise_scale=0.1")).gate, GateNetwork::kMlp);

@@ -51,7 +51,7 @@ std::vector<Case> Cases() {
         "score=sparsemixer,normalize=false", "selection=sinkhorn", "sequence_loss=1,capacity_factor=1.5",
         "selection=expert_choice,normalize=false,allow_noncausal=true", "score=relu,normalize=false",
         "capacity_factor=0.6,target_drop=0.1,least_capacity_factor=0.5,most_capacity_factor=0.6",
-        "capacity_factor=0.5,eval_capacity_factor=0.5", "gate=mlp,gate_width=96", "gate=cosine,gate_width=96",
+        "capacity_factor=0.5,eval_capacity_factor=0.5", "gate=mlp,gate_width=96", "gate=cosine,gate_width=96", "dtype=bf16",
         "gates_input=true", "load_loss=1,noise=gaussian,noise_scale=1"}) {
     add(policy, [&](ModelConfig& c) {
       for (LayerSpec& layer : c.layers) layer.moe.router = ParsePolicy(policy, layer.moe.router.num_experts, "test").value();
@@ -112,11 +112,12 @@ TEST(Memory, ParametersAreCountedExactly) {
     TestContext t(1);
     Model model(c.config, DType::kBf16, true);
     int64_t routers = 0, values = 0, gradients = 0;
+    const DType format = c.name == "dtype=bf16" ? DType::kBf16 : DType::kF32;
     for (const Parameter& p : model.parameters().all()) {
       values += p.value.size() * 4, gradients += p.grad.size() * 4;
       if (!p.name.ends_with("router") && !p.name.ends_with("router_hidden")) continue;
       for (const PackSide side : {PackSide::kForward, PackSide::kTransposed}) {
-        routers += PackedBytes(DType::kF32, p.value.shape()[0], p.value.shape()[1], side);
+        routers += PackedBytes(format, p.value.shape()[0], p.value.shape()[1], side);
       }
     }
     const MemoryNeed need = TrainingMemory(c.config, DType::kBf16, 1);

@@ -27,6 +27,7 @@ TEST_F(RunTest, ResumedEqualsNeverStoppedForEveryPolicy) {
       {"router.policy=llama-4"},
       {"router.gate=mlp", "router.gate_width=8", "router.noise=jitter", "router.noise_scale=0.1"},
       {"router.gate=cosine", "router.gate_width=8"},
+      {"router.dtype=bf16", "router.z_loss=0"},
       {"router.noise=gaussian", "router.noise_scale=1", "router.load_loss=0.1"},
       {"router.selection=sinkhorn"},
       {"router.selection=hash"},
