@@ -41,12 +41,15 @@ TEST_F(CompareTest, SeedsAreTheOuterLoopAndEqualRecipesAreTrainedOnce) {
   }
   EXPECT_TRUE(Exists(Folder("c/base/seed-1/train_state")));
   EXPECT_FALSE(Exists(Folder("c/base/seed-1/model.safetensors")));
-  // the same command again trains nothing
+  // the same command again trains nothing, and takes away what a kill left of a finished run
   order.clear();
+  WriteFile(Folder("c/one/seed-2/model.safetensors"), "weights");
   const auto again = Compare(options, {.on_begin = [&](const CompareRun&) { order.push_back("?"); }});
   ASSERT_TRUE(again);
   EXPECT_TRUE(order.empty());
   EXPECT_EQ(CompareJson(*again), result);
+  EXPECT_FALSE(Exists(Folder("c/one/seed-2/model.safetensors")));
+  EXPECT_TRUE(Exists(Folder("c/base/seed-1/train_state")));
 }
 
 TEST_F(CompareTest, RunsAreOrdinaryRuns) {
@@ -127,6 +130,12 @@ TEST_F(CompareTest, MinutesBecomeTheStepsOfTheBaseForAll) {
   const auto more = Compare(options);
   ASSERT_TRUE(more) << more.error().Message();
   for (const auto& runs : more->runs) EXPECT_EQ(runs[1].steps, report->steps);
+  // a run of another number is seen as soon as the base's is known
+  const std::string path = Folder("c/one/seed-1/recipe.toml"), steps = fmt::format("\nsteps = {}\n", report->steps);
+  std::string recipe = ReadFile(path);
+  ASSERT_NE(recipe.find(steps), std::string::npos) << recipe;
+  WriteFile(path, recipe.replace(recipe.find(steps), steps.size(), "\nsteps = 999999\n"));
+  ExpectError(Compare(options), Folder("c/one/seed-1") + " train.steps", fmt::format("got {}, expected 999999", report->steps));
 }
 
 TEST_F(CompareTest, ARunThatGoesWrongIsAResult) {
