@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <filesystem>
+#include <span>
 
 #include "moe/base/printable.h"
 #include "moe/planner/compare.h"
@@ -112,7 +113,7 @@ Result<ComparePlan> MakeComparePlan(const CompareOptions& options) {
   for (size_t i = 0; i < plan.variants.size(); ++i) {
     CompareVariant& variant = plan.variants[i];
     const std::string where = variant.given.where.empty() ? variant.path : variant.given.where;
-    const auto earlier = std::ranges::subrange(plan.variants.begin(), plan.variants.begin() + static_cast<std::ptrdiff_t>(i));
+    const auto earlier = std::span(plan.variants).first(i);
     if (std::ranges::find(earlier, variant.name, &CompareVariant::name) != earlier.end() || variant.name == kReportName) {
       return tl::make_unexpected(
           Error{where, "got the name twice, or that of the report, expected another", variant.given.from_flag ? 2 : 1});
