@@ -242,10 +242,8 @@ Status CheckRest(const RouterConfig& r, const Checker& wrong) {
     return wrong("gate_width", "got {} with the {} gate, expected {}", r.gate_width, NameIn(kGateNetworks, r.gate),
                  r.gate_width == 0 ? "1 or more hidden values" : "0: only mlp and cosine have hidden values");
   }
-  if (r.dtype != DType::kF32 && r.gate != GateNetwork::kLinear) {
-    return wrong("dtype", "got {} with the {} gate, expected f32: only the linear gate has another", Name(r.dtype),
-                 NameIn(kGateNetworks, r.gate));
-  }
+  if (r.dtype != DType::kF32 && r.gate != GateNetwork::kLinear)
+    return wrong("dtype", "got {} with the {} gate, expected f32", Name(r.dtype), NameIn(kGateNetworks, r.gate));
   if (r.load_loss > 0 &&
       (r.noise != RouterNoise::kGaussian || r.selection != RouterSelection::kTopK || r.groups > 1 || r.selects_by_bias())) {
     return wrong(
@@ -329,9 +327,8 @@ RouterConfig AsServed(RouterConfig config) {
   if (config.capacity.eval_factor == 0) config.capacity = {}, config.normalize_after_drop = false;
   config.capacity.factor = config.capacity.target_drop = 0;
   config.capacity.least_factor = plain.capacity.least_factor, config.capacity.most_factor = plain.capacity.most_factor;
-  config.noise = plain.noise, config.noise_scale = plain.noise_scale;
+  config.noise = plain.noise, config.noise_scale = plain.noise_scale, config.bias_rate = plain.bias_rate;
   config.sinkhorn_tolerance = plain.sinkhorn_tolerance, config.sinkhorn_rounds = plain.sinkhorn_rounds;
-  config.bias_rate = plain.bias_rate;
   config.balance_loss = config.gshard_loss = config.importance_loss = config.load_loss = config.sequence_loss =
       config.global_loss = config.z_loss = 0;
   return config;
