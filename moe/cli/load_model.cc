@@ -1,5 +1,6 @@
 #include "moe/cli/load_model.h"
 
+#include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
@@ -54,6 +55,16 @@ Result<std::unique_ptr<Model>> LoadForInference(const ModelFolder& folder, const
   if (need.total() > available) {
     return Err("memory", "got {} free, expected at least {}: {} of weights, {} of cache, {} of activations", Bytes(available),
                Bytes(need.total()), Bytes(need.masters + need.packs), Bytes(need.kv_cache), Bytes(need.activations));
+  }
+  for (const LayerSpec& layer : folder.config.layers) {
+    const RouterConfig& router = layer.moe.router;
+    if (layer.ffn != FfnKind::kMoe || router.serves_tokens_alone()) continue;
+    fmt::print(stderr, "note: {}, so results depend on which tokens are computed together\n",
+               router.capacity.eval_factor > 0
+                   ? fmt::format("experts of this model have a capacity in use too (eval_capacity_factor {})",
+                                 router.capacity.eval_factor)
+                   : std::string("experts of this model choose among tokens"));
+    break;
   }
   return LoadModel(folder.path, {.format = folder.format}, ctx);
 }

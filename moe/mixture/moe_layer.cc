@@ -88,8 +88,7 @@ Status Run(const MoeLayer& layer, MatView<const float> x, const LayerTokens& tok
   } else {
     MOE_TRY(saved.routing, Route(rc, route, &saved.router, ctx));
   }
-  const double in_training = layer.capacity_factor >= 0 ? layer.capacity_factor : rc.capacity.factor;
-  const double factor = training ? in_training : rc.capacity.eval_factor;
+  const double factor = training ? layer.training_capacity_factor() : rc.capacity.eval_factor;
   const int64_t capacity = rc.capacity.scope == CapacityScope::kBatch
                                ? ExpertCapacity(rc, factor, saved.routing.aux.num_tokens)
                                : kNoCapacity;  // buckets then follow the most loaded expert
@@ -105,6 +104,9 @@ Status Run(const MoeLayer& layer, MatView<const float> x, const LayerTokens& tok
       saved.layout = GroupedLayout(saved.plan, input);
       break;
     case Executor::kPadded:
+      if (const int64_t most = INT32_MAX / E, rows = BucketRows(saved.plan, capacity); rows > most) {
+        return Err("capacity", "got buckets of {} rows for {} experts, expected {} rows at most", rows, E, most);
+      }
       saved.layout = PaddedLayout(saved.routing, saved.plan, BucketRows(saved.plan, capacity), input, gated, ctx);
       break;
     case Executor::kBlockSparse:

@@ -84,6 +84,8 @@ struct MoeLayer {
   MoeWeights weights;
   double capacity_factor = -1;  // of training; -1: the config's, which UpdateCapacityFactor has not moved yet
 
+  double training_capacity_factor() const { return capacity_factor >= 0 ? capacity_factor : config.router.capacity.factor; }
+
   // y [T,D] is overwritten; the residual is the caller's, so a token that every expert dropped gets 0 (plus the shared experts'
   // part). Padding rows get y = 0. saved null: evaluation and inference. Otherwise it is filled from the step's arena, and
   // noise and the capacity of training apply. aux (may be null) receives the counts and losses; its spans live in the arena.

@@ -2,16 +2,28 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numbers>
+#include <numeric>
 
 #include "moe/mixture/scores.h"
 
 namespace moe {
 
+namespace {
+
+constexpr float kLeast = std::numeric_limits<float>::min();  // what is less cannot be divided by
+
+// z - max, of logits however far apart.
+void Shift(const float* z, float max, int64_t E, float* shifted) {
+  for (int64_t e = 0; e < E; ++e) shifted[e] = std::max(z[e] - max, std::numeric_limits<float>::lowest());
+}
+
+}  // namespace
+
 double WholeUnits(double x) {
   return std::round(x / kEntropyUnit) * kEntropyUnit;
 }
-
 
 bool IsSoftmaxOfChosen(const RouterConfig& config) {
   return config.score == RouterScore::kTopKSoftmax ||
@@ -22,12 +34,14 @@ void RowRouter::ValuesFromLogits(const RouteRow& row, float* values) const {
   if (hashes()) return HashValues(input.ids[static_cast<size_t>(row.t)], E(), values);
   std::copy_n(row.z, E(), values);
   for (size_t e = 0; e < log_column.size(); ++e) values[e] += log_column[e];
-  if (!noise(RouterNoise::kGumbel)) return;
+  if (!gumbel()) return;
+  const int64_t first = std::max_element(row.z, row.z + E()) - row.z;
   Rng rng = NoiseOf(row);
   for (int64_t e = 0; e < E(); ++e) {
     const double u = rng.Uniform() + 0x1p-54;  // never 0
     values[e] += static_cast<float>(-config.noise_scale * std::log(-std::log(u)));
   }
+  if (noise(RouterNoise::kGumbelLater)) values[first] = std::numeric_limits<float>::infinity();
 }
 
 void RowRouter::Choose(float* values, const RouteRow& row, const RowScratch& scratch) const {
@@ -41,7 +55,7 @@ void RowRouter::FinishGates(RouteRow& row) const {
   if (config.normalize && !config.normalize_after_drop) {
     float sum = 0;
     for (int64_t j = 0; j < row.count; ++j) sum += row.gate[j];
-    factor = sum > 0 ? factor / (sum + static_cast<float>(config.normalize_epsilon)) : 0;
+    factor = sum >= kLeast ? factor / (sum + static_cast<float>(config.normalize_epsilon)) : 0;
   }
   if (factor == 1) return;
   for (int64_t j = 0; j < row.count; ++j) row.gate[j] *= factor;
@@ -72,7 +86,7 @@ void RowRouter::Softmax(RouteRow& row, const RowScratch& scratch) const {
   if (first) SelectTopK(row.z, E, row.count, scratch.selection.keys, row.chosen);
   const float max = first ? row.z[row.chosen[0]] : ctx.kernels.max(row.z, E);
   if (!first && !made && from_logits()) ValuesFromLogits(row, scratch.values);
-  for (int64_t e = 0; e < E; ++e) scratch.shifted[e] = row.z[e] - max;
+  Shift(row.z, max, E, scratch.shifted);
   const float sum = ctx.kernels.exp_sum(scratch.shifted, 0, E, row.p);  // from here z may be gone: p may lie over the logits
   if (!first && !made) {
     for (int64_t e = 0; !from_logits() && e < E; ++e) scratch.values[e] = row.p[e] / sum;
@@ -81,12 +95,19 @@ void RowRouter::Softmax(RouteRow& row, const RowScratch& scratch) const {
   if (!made) {
     // A softmax over the chosen divides by what they sum to, exactly once.
     float denominator = sum;
+    for (int64_t j = 0; j < row.count; ++j) row.gate[j] = row.p[row.chosen[j]];
     if (config.score == RouterScore::kTopKSoftmax || (IsSoftmaxOfChosen(config) && !config.normalize_after_drop)) {
-      denominator = 0;
-      for (int64_t j = 0; j < row.count; ++j) denominator += row.p[row.chosen[j]];
-      if (denominator == 0) denominator = 1;  // all of them vanish beside the largest
+      const auto add = [&] { denominator = std::accumulate(row.gate, row.gate + row.count, 0.0f); };
+      add();
+      constexpr float kFarOff = 1e-30f;  // bias, groups or hashing chose experts that vanish beside the largest
+      if (denominator < kFarOff) {
+        float best = std::numeric_limits<float>::lowest();
+        for (int64_t j = 0; j < row.count; ++j) best = std::max(best, scratch.shifted[row.chosen[j]]);
+        for (int64_t j = 0; j < row.count; ++j) row.gate[j] = std::exp(scratch.shifted[row.chosen[j]] - best);
+        add();
+      }
     }
-    for (int64_t j = 0; j < row.count; ++j) row.gate[j] = row.p[row.chosen[j]] / denominator;
+    for (int64_t j = 0; j < row.count; ++j) row.gate[j] /= denominator;
   }
   ctx.kernels.scale(1 / sum, E, row.p);
   const double log_sum = std::log(static_cast<double>(sum));
@@ -97,7 +118,7 @@ void RowRouter::Softmax(RouteRow& row, const RowScratch& scratch) const {
 void RowRouter::Elementwise(RouteRow& row, const RowScratch& scratch) const {
   const int64_t E = this->E();
   const float max = ctx.kernels.max(row.z, E);
-  for (int64_t e = 0; e < E; ++e) scratch.shifted[e] = row.z[e] - max;
+  Shift(row.z, max, E, scratch.shifted);
   const float exp_sum = ctx.kernels.exp_sum(scratch.shifted, 0, E, scratch.exps);
   row.log_sum_exp = static_cast<double>(max) + std::log(static_cast<double>(exp_sum));
   if (row.softmax != nullptr) {
@@ -111,7 +132,12 @@ void RowRouter::Elementwise(RouteRow& row, const RowScratch& scratch) const {
     Choose(scratch.values, row, scratch);
   }
   for (int64_t j = 0; j < row.count; ++j) row.gate[j] = row.p[row.chosen[j]];
-  if (row.score_sum > 0) ctx.kernels.scale(1 / row.score_sum, E, row.p);
+  if (row.score_sum >= kLeast) {
+    ctx.kernels.scale(1 / row.score_sum, E, row.p);
+  } else {
+    row.score_sum = 0;
+    std::fill_n(row.p, E, 0.0f);
+  }
   double entropy = 0;
   for (int64_t e = 0; e < E; ++e) {
     if (row.p[e] > 0) entropy -= static_cast<double>(row.p[e]) * std::log(static_cast<double>(row.p[e]));

@@ -51,15 +51,13 @@ struct RowRouter {
   int64_t E() const { return config.num_experts; }
   bool hashes() const { return config.selection == RouterSelection::kHash; }
   bool noise(RouterNoise kind) const { return input.training && config.noise == kind; }
+  bool gumbel() const { return noise(RouterNoise::kGumbel) || noise(RouterNoise::kGumbelLater); }
   // Does the order of logits say who is chosen? They tie less often than rounded scores.
   bool by_logits() const {
-    return input.selection_bias.empty() && config.groups == 1 && log_column.empty() && !noise(RouterNoise::kGumbel) &&
-           !hashes();
+    return input.selection_bias.empty() && config.groups == 1 && log_column.empty() && !gumbel() && !hashes();
   }
   // Are the values that say it functions of the logits, else of the scores?
-  bool from_logits() const {
-    return config.score == RouterScore::kTopKSoftmax || !log_column.empty() || noise(RouterNoise::kGumbel) || hashes();
-  }
+  bool from_logits() const { return config.score == RouterScore::kTopKSoftmax || !log_column.empty() || gumbel() || hashes(); }
   Rng NoiseOf(const RouteRow& row) const { return Rng(input.key, static_cast<uint64_t>(row.t)); }
 
   void ValuesFromLogits(const RouteRow& row, float* values) const;

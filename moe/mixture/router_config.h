@@ -74,14 +74,17 @@ inline constexpr std::array<std::pair<std::string_view, GroupScore>, 2> kGroupSc
 // token, so that a resumed run repeats it.
 enum class RouterNoise : uint8_t {
   kNone,
-  kGaussian,  // z + noise_scale * N(0, 1), for selection and gates (Shazeer 2017; V-MoE)
-  kGumbel,    // selection by z + noise_scale * Gumbel; gates by z (DeepSpeed's RSample)
-  kJitter,    // the router's input times U(1 - noise_scale, 1 + noise_scale), element by element (Switch)
+  kGaussian,     // z + noise_scale * N(0, 1), for selection and gates (Shazeer 2017; V-MoE)
+  kGumbel,       // selection by z + noise_scale * Gumbel; gates by z (DeepSpeed's RSample)
+  kGumbelLater,  // the same but for the first choice, which is by z (DeepSpeed's top-2)
+  kJitter,       // the router's input times U(1 - noise_scale, 1 + noise_scale), element by element (Switch)
 };
-inline constexpr std::array<std::pair<std::string_view, RouterNoise>, 4> kRouterNoises = {{{"none", RouterNoise::kNone},
-                                                                                           {"gaussian", RouterNoise::kGaussian},
-                                                                                           {"gumbel", RouterNoise::kGumbel},
-                                                                                           {"jitter", RouterNoise::kJitter}}};
+inline constexpr std::array<std::pair<std::string_view, RouterNoise>, 5> kRouterNoises = {
+    {{"none", RouterNoise::kNone},
+     {"gaussian", RouterNoise::kGaussian},
+     {"gumbel", RouterNoise::kGumbel},
+     {"gumbel_later", RouterNoise::kGumbelLater},
+     {"jitter", RouterNoise::kJitter}}};
 
 // How the selection bias b [E], added to scores for selection only, follows the load n [E] of an optimizer step.
 enum class BiasRule : uint8_t {
@@ -172,15 +175,19 @@ struct RouterConfig {
   // noise_scale), m_te the k-th largest noisy logit but e's own: what importance does to gates, for counts, which have no
   // gradient. With gaussian noise only. (Shazeer 2017, eqs. 8 to 11)
   double load_loss = 0;
-  double sequence_loss = 0;  // Switch, sequence by sequence, averaged (DeepSeek-V2)
-  double global_loss = 0;    // Switch with f of the whole optimizer step so far (Qiu et al. 2025)
-  double z_loss = 0.001;     // mean of logsumexp(z)^2 (Zoph et al. 2022, eq. 5)
+  // Switch, sequence by sequence, averaged (DeepSeek-V2). Counts are of the chosen; DeepSeek-V3's own are of the k best
+  // scores, without bias and groups.
+  double sequence_loss = 0;
+  double global_loss = 0;  // Switch with f of the whole optimizer step so far (Qiu et al. 2025)
+  double z_loss = 0.001;   // mean of logsumexp(z)^2 (Zoph et al. 2022, eq. 5)
   BiasRule balance_bias = BiasRule::kNone;
   double bias_rate = 0.001;
 
   bool operator==(const RouterConfig&) const = default;
 
   bool selects_by_bias() const { return balance_bias != BiasRule::kNone; }
+  // Does a token's result in evaluation and inference not depend on who is computed beside it?
+  bool serves_tokens_alone() const { return capacity.eval_factor == 0 && selection != RouterSelection::kExpertChoice; }
   // Any number of experts a token, not k.
   bool has_varying_k() const { return score == RouterScore::kRelu || selection == RouterSelection::kExpertChoice; }
 };
@@ -199,7 +206,7 @@ void VisitRouter(Config& r, Visitor&& visit) {
   visit("normalize", r.normalize, nullptr);
   visit("normalize_after_drop", r.normalize_after_drop, nullptr);
   visit("normalize_epsilon", r.normalize_epsilon, kNotNegative);
-  visit("scale", r.scale, kPositive);
+  visit("scale", r.scale, NumberRange{0, 1e6, true});
   visit("gates_input", r.gates_input, nullptr);
   visit("bias", r.bias, nullptr);
   visit("groups", r.groups, kExperts);
@@ -237,6 +244,9 @@ void VisitRouter(Config& r, Visitor&& visit) {
 // k in 1..E, every field in its range, and fields that mean something together. A gate that is always 1 (k = 1 with gates that
 // sum to 1) is refused: the router would get no gradient. `where` names the file or recipe in the error.
 Status Validate(const RouterConfig& config, const std::string& where);
+
+// Why a field that was given means nothing beside the others; empty: it means something.
+std::string_view IdleBecause(const RouterConfig& config, std::string_view field);
 
 // Softmax over all experts, the k best, without losses: what public models are trained on from.
 RouterConfig PlainRouter(int64_t num_experts, int64_t top_k, bool normalize);

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "moe/mixture/route_row.h"
 #include "moe/mixture/router_losses.h"
@@ -50,7 +51,7 @@ void RouteBackward(const RouterConfig& config, const Routing& routing, const Rou
         for (int64_t s = s0; config.normalize && s < s1; ++s) {
           if (shares(s)) norm += p[chosen[s]] * score_sum, mean += gate[s] * d_gate[static_cast<size_t>(s)];
         }
-        if (config.normalize && norm == 0) return;
+        if (config.normalize && norm < std::numeric_limits<float>::min()) return;  // forward made the gates 0
         norm = config.normalize ? norm + static_cast<float>(config.normalize_epsilon) : 1;
         for (int64_t s = s0; s < s1; ++s) {
           if (shares(s)) d_z[chosen[s]] += (scale * d_gate[static_cast<size_t>(s)] - mean) / norm;

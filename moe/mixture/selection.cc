@@ -105,7 +105,7 @@ int64_t Sinkhorn(const RouterConfig& config, MatView<const float> logits, std::s
     }
   });
   const auto wanted_row = 1 / static_cast<double>(tokens), wanted_column = 1 / static_cast<double>(E);
-  constexpr double kTiny = 1e-8;  // no sum is 0
+  constexpr double kLargest = 1e30;  // of a factor, and its inverse: logits may lie that far apart
   int64_t round = 0;
   for (double change = INFINITY; round < config.sinkhorn_rounds && change > config.sinkhorn_tolerance; ++round) {
     ctx.pool.ParallelFor(num_chunks, [&](int64_t chunk, int) {
@@ -114,7 +114,7 @@ int64_t Sinkhorn(const RouterConfig& config, MatView<const float> logits, std::s
       for (int64_t t = chunk * kSinkhornChunk; t < std::min(T, (chunk + 1) * kSinkhornChunk); ++t) {
         if (!is_token(t)) continue;
         const float* w = weights.data() + t * E;
-        const auto row = static_cast<float>(wanted_row / (static_cast<double>(ctx.kernels.dot(w, column.data(), E)) + kTiny));
+        const auto row = static_cast<float>(wanted_row / static_cast<double>(ctx.kernels.dot(w, column.data(), E)));
         for (int64_t e = 0; e < E; ++e) sum[e] += static_cast<double>(row * w[e]);
       }
     });
@@ -122,8 +122,8 @@ int64_t Sinkhorn(const RouterConfig& config, MatView<const float> logits, std::s
     for (int64_t e = 0; e < E; ++e) {
       double sum = 0;
       for (int64_t chunk = 0; chunk < num_chunks; ++chunk) sum += sums[static_cast<size_t>(chunk * E + e)];
-      const auto next = static_cast<float>(wanted_column / (sum + kTiny));
-      change += std::fabs(static_cast<double>(next) - static_cast<double>(column[static_cast<size_t>(e)]));
+      const auto next = static_cast<float>(sum > 0 ? std::clamp(wanted_column / sum, 1 / kLargest, kLargest) : kLargest);
+      change += std::fabs(1 - static_cast<double>(column[static_cast<size_t>(e)]) / static_cast<double>(next));
       column[static_cast<size_t>(e)] = next;
     }
     change /= static_cast<double>(E);

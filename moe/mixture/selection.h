@@ -29,10 +29,12 @@ void MaskGroups(const RouterConfig& config, float* v, const SelectionScratch& sc
 // Values [E] that spread the token `id` over the experts, any k of them with the same chance: functions of id and expert alone.
 void HashValues(int32_t id, int64_t E, float* values);
 
-// Sinkhorn's balance of exp(logits) [T,E]: rows and columns are scaled in turn until all rows and all columns sum alike, the
-// mean change of the columns' factors is at most the tolerance, or the rounds are over. A row's own factor changes no order, so
-// what is left for selection is log(column's factor) [E], to be added to the logits. Float32, sums in double, in a fixed order.
-// (Sinkhorn & Knopp 1967; Clark et al. 2022, S-BASE.) valid as in RouteInput. Returns the rounds taken.
+// Sinkhorn's balance of exp(logits) [T,E]: rows and columns are scaled in turn until all rows and all columns sum alike: the
+// columns, before they are scaled once more, on average within the tolerance of their share; or until the rounds are over. A
+// row's own factor changes no order, so what is left for selection is log(column's factor) [E], to be added to the logits.
+// Float32, sums in double, in a fixed order. The k = 1 best of a balanced matrix are about balanced, the k best need not be.
+// (Sinkhorn & Knopp 1967; Clark et al. 2022, S-BASE.) valid as in RouteInput. Costs rounds * T * E multiply-adds and T * E
+// exponentials. Returns the rounds taken.
 int64_t Sinkhorn(const RouterConfig& config, MatView<const float> logits, std::span<const uint8_t> valid,
                  std::span<float> log_column, ExecContext& ctx);
 

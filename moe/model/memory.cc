@@ -58,7 +58,7 @@ int64_t ExpertRows(const MoeConfig& moe, int64_t T, bool training) {
   const int64_t capacity = ExpertCapacity(moe.router, factor, T);
   if (capacity == kNoCapacity) return slots;
   if (moe.executor == Executor::kPadded) return E * std::min(capacity, INT32_MAX / E);  // whole buckets, however empty
-  return std::min(slots, E * std::min(capacity, T));                                    // no token comes to an expert twice
+  return std::min(slots, E * std::min(capacity, T));                        // no token comes to an expert twice
 }
 
 // The routing of T tokens and its plan: experts, gates, four index lists.

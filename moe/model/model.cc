@@ -104,8 +104,8 @@ void Model::UpdateRouters(const StepStats& stats) {
       UpdateSelectionBias(router, layer.tokens_per_expert, moe.weights.selection_bias->value.span());
     }
     if (router.capacity.target_drop > 0) {
-      const double now = moe.capacity_factor >= 0 ? moe.capacity_factor : router.capacity.factor;
-      moe.capacity_factor = NextCapacityFactor(router.capacity, layer.num_slots, layer.num_dropped, now);
+      moe.capacity_factor =
+          NextCapacityFactor(router.capacity, layer.num_slots, layer.num_dropped, moe.training_capacity_factor());
     }
   }
 }

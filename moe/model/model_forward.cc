@@ -239,7 +239,10 @@ Status ModelPass::FfnForward(const Block& block, const PassRows& rows, MatView<f
   if (saved != nullptr) {  // y + x here, x + y below: the same bits
     MOE_TRY(block.moe.Forward(normed, tokens, x_out, &saved->moe, &aux, &num_dropped, ctx));
     Add(x, x_out, ctx);
-    if (stats != nullptr) AddStats(aux, num_dropped, stats);
+    if (stats != nullptr) {
+      AddStats(aux, num_dropped, stats);
+      stats->capacity_factor = block.moe.training_capacity_factor();
+    }
     return {};
   }
   Arena::Scope scope(ctx.arena);

@@ -32,7 +32,7 @@ constexpr std::array kPolicies = {
     NamedPolicy{"jitter", "noise=jitter,noise_scale=0.01"},
     NamedPolicy{"sinkhorn", "selection=sinkhorn"},
     NamedPolicy{"expert_choice", "selection=expert_choice,normalize=false,allow_noncausal=true"},
-    NamedPolicy{"hash", "selection=hash"},
+    NamedPolicy{"hash", "selection=hash,balance_loss=0"},
     NamedPolicy{"drop-by-position", "capacity_factor=1.25"},
     NamedPolicy{"drop-first-choices", "capacity_factor=1.25,drop=first_choices"},
     NamedPolicy{"drop-by-score", "capacity_factor=1.25,drop=score"},

@@ -199,7 +199,7 @@ std::vector<std::string> DefaultPolicies(const RouterConfig& own) {
   const std::string plain = std::string(own.selects_by_bias() ? ",balance_bias=none" : "") +
                             (own.groups > 1 ? ",groups=1,top_groups=1" : "") +
                             (own.score == RouterScore::kTopKSoftmax ? ",score=softmax" : "") +
-                            (own.noise == RouterNoise::kGumbel ? ",noise=none,noise_scale=0" : "");
+                            (own.noise != RouterNoise::kNone ? ",noise=none,noise_scale=0" : "");
   const std::string whole =
       std::string(own.normalize ? ",normalize=false" : "") + (own.normalize_after_drop ? ",normalize_after_drop=false" : "") +
       (own.capacity.target_drop > 0 ? ",target_drop=0" : "") + (own.capacity.factor > 0 ? ",capacity_factor=0" : "") +

@@ -5,6 +5,7 @@
 #include "moe/base/clock.h"
 #include "moe/base/cpu_info.h"
 #include "moe/base/progress.h"
+#include "moe/mixture/capacity.h"
 #include "moe/mixture/replay.h"
 #include "moe/planner/random_weights.h"
 
@@ -83,9 +84,13 @@ class Timer {
     policy.bias = false;  // it is in the logits
     const auto replay = ReplayPolicy(policy, logits(), bias(policy), replay_options(), ctx_);
     if (!replay) return replay.error().what;
-    const int64_t bytes = replay->bucket_rows * all_.logits.cols * (2 * all_.D + config.expert_width) * 4;
-    if (bytes <= AvailableMemoryBytes() / 2) return "";
-    return fmt::format("its buckets would take {}", FormatBytes(static_cast<double>(bytes)));
+    // The executor's buckets are as large as the capacity says, and the most loaded expert's without one.
+    const double factor = training_ ? policy.capacity.factor : policy.capacity.eval_factor;
+    const int64_t rows = std::max(replay->bucket_rows, ExpertCapacity(policy, factor, n_));
+    const double bytes =
+        static_cast<double>(rows) * static_cast<double>(all_.logits.cols * (2 * all_.D + config.expert_width) * 4);
+    if (bytes <= static_cast<double>(AvailableMemoryBytes() / 2)) return "";
+    return fmt::format("its buckets would take {}", FormatBytes(bytes));
   }
 
   Result<double> Run(const TimedPolicy& timed, Executor executor) {

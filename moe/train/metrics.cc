@@ -107,6 +107,7 @@ std::string ToJsonLine(const StepMetrics& metrics) {
                       {"largest_logit", layer.largest_logit},
                       {"aux_loss", layer.balance_loss},
                       {"z_loss", layer.z_loss}});
+    if (layer.capacity_factor > 0) layers.back()["capacity_factor"] = layer.capacity_factor;
   }
   line["layers"] = std::move(layers);
   return line.dump();

@@ -100,7 +100,7 @@ TEST_F(RouteCommand, BadInputIsOneLine) {
   Write({0, 1, 1, 0}, 2, {0, 0, 0});
   ExpectFails(Route({}), 1, file_, "tensor 'bias': got the shape [3], expected [2]");
   Write({0, 1, 1, 0}, 2, {0, 1});
-  for (const char* policy : {"score=relu,normalize=false", "phi-3.5-moe", "selection=hash", "selection=sinkhorn",
+  for (const char* policy : {"score=relu,normalize=false", "phi-3.5-moe", "selection=hash,balance_loss=0", "selection=sinkhorn",
                              "selection=expert_choice,normalize=false,allow_noncausal=true"}) {
     ExpectFails(Route({"--policy", policy}), 1, "bias", "has no selection score to add it to");
     EXPECT_EQ(Route({"--policy", fmt::format("{},bias=true", policy)}).exit_code, 0) << policy;

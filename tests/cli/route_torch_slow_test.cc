@@ -34,7 +34,7 @@ TEST(TorchOracle, NamedPoliciesChooseAndWeighAlike) {
   const auto bias = NormalFloats(kExperts, rng, 0.1);
   auto wide = NormalFloats(kTokens * kExperts, rng, 2), near = NormalFloats(kTokens * kExperts, rng, 0.05);
   for (float& z : near) z += 3;  // within a few hundredths of each other: sparsemixer has several to weigh
-  int cases = 0;
+  int cases = 0, dropping = 0;
   for (const auto& [name, logits] : {std::pair{"wide", wide}, std::pair{"near", near}}) {
     const TempDir dir;
     const std::string plain = dir / "plain.safetensors", with_bias = dir / "bias.safetensors", out = dir / "out.json";
@@ -56,6 +56,8 @@ TEST(TorchOracle, NamedPoliciesChooseAndWeighAlike) {
       for (int32_t t = 0; t <= kTokens; ++t) slot_begin.push_back(t * k);
       EXPECT_EQ(got["slot_begin"], json(slot_begin));
       EXPECT_EQ(got["expert"], want["expert"]);
+      EXPECT_EQ(got["kept"], want["kept"]);
+      dropping += got["dropped"].get<int64_t>() > 0 ? 1 : 0;
       const auto gates = want["gate"].get<std::vector<double>>();
       std::vector<double> allowed;  // a sum over all experts, and a dozen operations after it
       for (const double g : gates) allowed.push_back(static_cast<double>(kExperts + 12) * kEpsF32 * g);
@@ -63,7 +65,8 @@ TEST(TorchOracle, NamedPoliciesChooseAndWeighAlike) {
       ++cases;
     }
   }
-  EXPECT_EQ(cases, 30);
+  EXPECT_EQ(cases, 52);
+  EXPECT_GE(dropping, 18);  // of 22 with a capacity
 }
 
 }  // namespace

@@ -37,7 +37,9 @@ std::vector<Case> Cases() {
     for (const char* normalize : {"true", "false"}) {
       const std::string policy = fmt::format("score={},normalize={},top_k=3", score, normalize);
       add(fmt::format("{}_{}", score, normalize), policy, 7);
-      add(fmt::format("{}_{}_scaled_epsilon", score, normalize), policy + ",scale=1.7,normalize_epsilon=0.01", 7);
+      const bool sums = std::string_view(normalize) == "true";
+      add(fmt::format("{}_{}_scaled", score, normalize), policy + (sums ? ",scale=1.7,normalize_epsilon=0.01" : ",scale=1.7"),
+          7);
       add(fmt::format("{}_{}_biased", score, normalize), policy + ",balance_bias=kept", 7);
       add(fmt::format("{}_{}_groups", score, normalize), policy + ",groups=4,top_groups=2", 12);
       add(fmt::format("{}_{}_two_of_group", score, normalize),

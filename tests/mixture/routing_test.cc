@@ -64,6 +64,10 @@ TEST(ValidateRouter, RefusesWhatDoesNotGoTogether) {
       {"score=sparsemixer,normalize=false,top_k=3", "[p: top_k] got 3, expected 1 or 2"},
       {"score=sparsemixer", "[p: normalize] got true with sparsemixer"},
       {"score=relu,selection=hash", "[p: selection] got hash with relu"},
+      {"selection=hash", "[p: balance_loss] got 0.01 with hash, expected 0"},
+      {"scale=1e300", "[p: scale] got 1e+300, expected a number above 0 and at most 1000000"},
+      {"top_k=2,drop=score", "[p: drop] expected no such key: nothing is dropped without"},
+      {"mixtral,bias_rate=1", "[p: bias_rate] expected no such key: balance_bias is"},
       {"score=relu,groups=2,top_groups=2", "[p: groups] got 2 with relu"},
       {"selection=sinkhorn,balance_bias=sign", "[p: balance_bias] got sign with sinkhorn"},
       {"selection=sinkhorn,score=topk_softmax", "[p: score] got topk_softmax with sinkhorn"},
@@ -145,6 +149,39 @@ TEST(Route, HugeLogitsNeitherOverflowNorVanish) {
   EXPECT_EQ(Floats(routing.expert), (std::vector<float>{1, 2, 0}));
   EXPECT_EQ(Floats(routing.gate), (std::vector<float>{1, 0, 0}));
   for (const float d : router.Back(routing, saved, {1, 2, 3})) EXPECT_TRUE(std::isfinite(d));
+}
+
+// Chosen experts may vanish beside the largest; logits may lie as far apart as floats do; scores may be too small to divide by.
+TEST(Route, GatesOfChosenThatVanishAreExact) {
+  for (const char* policy : {"top_k=2,balance_bias=kept", "top_k=2,score=topk_softmax,balance_bias=kept"}) {
+    Router r(ParsePolicy(policy, 3, "test").value());
+    const std::vector<float> logits = {0, 1, 200}, bias = {500, 500, 0};
+    RouterSaved saved;
+    const Routing routing = Route(r.config, {.logits = {logits.data(), 1, 3}, .selection_bias = bias}, &saved, r.ctx).value();
+    const double first = 1 / (1 + std::exp(routing.expert[0] == 0 ? 1.0 : -1.0));
+    EXPECT_NEAR(routing.gate[0], first, 4 * kEpsF32) << policy;
+    EXPECT_NEAR(routing.gate[1], 1 - first, 4 * kEpsF32) << policy;
+    EXPECT_NEAR(r.Back(routing, saved, {1, 0})[static_cast<size_t>(routing.expert[0])], first * (1 - first), 1e-5) << policy;
+  }
+}
+
+TEST(Route, ExtremeLogitsGiveFiniteNumbers) {
+  for (const char* policy : {"top_k=2", "top_k=2,score=sigmoid", "top_k=2,score=relu", "top_k=2,score=relu,normalize=false",
+                             "top_k=2,score=sqrt_softplus", "top_k=2,score=topk_softmax"}) {
+    for (const std::vector<float>& logits :
+         {std::vector<float>{3e38f, -3e38f, 0}, {1e-40f, -1, 2e-41f}, {-3e38f, -3e38f, -3e38f}}) {
+      SCOPED_TRACE(fmt::format("{} {}", policy, logits[0]));
+      Router r(ParsePolicy(policy, 3, "test").value());
+      RouterSaved saved;
+      const Routing routing = r.Run(logits, {}, &saved).value();
+      const RouterAux& aux = routing.aux;
+      EXPECT_TRUE(std::isfinite(aux.entropy) && std::isfinite(aux.balance_loss) && std::isfinite(aux.z_loss));
+      for (const float g : routing.gate) EXPECT_TRUE(std::isfinite(g));
+      for (const float d : r.Back(routing, saved, std::vector<float>(routing.gate.size(), 1.0f), 0)) {
+        EXPECT_TRUE(std::isfinite(d));
+      }
+    }
+  }
 }
 
 TEST(Route, ProbabilitiesMayTakeTheLogitsPlace) {

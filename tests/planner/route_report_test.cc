@@ -51,7 +51,7 @@ TEST(RouteReport, PoliciesAreReplaysOfTheModelsLogits) {
                                              "selection=sinkhorn",
                                              "capacity_factor=0.5,drop=random",
                                              "capacity_factor=1,capacity_scope=sequence",
-                                             "selection=hash"};
+                                             "selection=hash,balance_loss=0"};
   const RouteOptions options{
       .evaluation = {.context = 32, .batch = 2}, .policies = policies, .seed = 3, .least_count = 1, .seconds = 0};
   const RouteReport report = ReportRoutes(tiny.model, {&document, 1}, options, tiny.t.ctx).value();
@@ -165,7 +165,7 @@ TEST(RouteReport, DefaultPoliciesFitTheModel) {
   for (const char* own : {"top_k=2", "score=topk_softmax", "score=sigmoid,balance_bias=sign,groups=2,top_groups=2",
                           "capacity_factor=1.25,eval_capacity_factor=2", "capacity_factor=1.25,target_drop=0.1",
                           "normalize_after_drop=true,capacity_factor=1", "noise=gumbel,noise_scale=1", "selection=sinkhorn",
-                          "selection=hash", "deepseek-v3,top_k=4,groups=2,top_groups=2", "as-switch"}) {
+                          "selection=hash,balance_loss=0", "deepseek-v3,top_k=4,groups=2,top_groups=2", "as-switch"}) {
     const RouterConfig config = ParsePolicy(own, 8, "own").value();
     const auto policies = DefaultPolicies(config);
     EXPECT_GE(policies.size(), 9u);
