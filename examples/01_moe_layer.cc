@@ -49,7 +49,7 @@ int main() {
   std::printf("expert  tokens  rows kept  gradient norm^2 of down\n");
   for (int64_t e = 0; e < config.router.num_experts; ++e) {
     double norm = 0;
-    const MatView<float> d_down = layer.weights.down.grad(e);
+    const MatView<float> d_down = layer.weights.experts[0].down.grad(e);
     for (int64_t row = 0; row < d_down.rows; ++row) {
       for (const float g : d_down.row_span(row)) norm += static_cast<double>(g) * g;
     }

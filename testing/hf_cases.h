@@ -64,6 +64,22 @@ inline std::vector<HfCase> HfCases() {
     cosine.gate = GateNetwork::kCosine, cosine.gate_width = 5;
     c.layers[2].moe.router.gates_input = true;
   });
+  const auto give = [](MoeConfig& m, std::initializer_list<const char*> entries) {
+    std::vector<ExpertGroup> groups;
+    m.router.num_experts = 0;
+    for (const char* entry : entries) {
+      groups.push_back(ParseExpertGroup(entry, "test").value());
+      m.router.num_experts += groups.back().count;
+    }
+    SetExperts(groups, m);
+  };
+  add("own: experts of many kinds, other counts per layer", "moe_cpp", TinyMoe(), [&](ModelConfig& c) {
+    give(c.layers[0].moe, {"2 silu 16", "1 relu2 32 plain", "1 gelu 16 plain deep", "1 gelu_tanh 16 deep", "1 zero"});
+    give(c.layers[1].moe, {"1 constant", "1 copy", "1 silu 16 plain"});
+    c.layers[1].moe.num_shared_experts = 1, c.layers[1].moe.shared_expert_width = 32, c.layers[1].moe.shared_gate = true;
+  });
+  add("own: experts alike but plain", "moe_cpp", TinyMoe(),
+      [&](ModelConfig& c) { each_moe(c, [&](MoeConfig& m) { give(m, {"4 relu2 16 plain"}); }); });
   return cases;
 }
 

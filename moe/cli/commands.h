@@ -14,5 +14,6 @@ int RunRoute(int argc, char** argv);
 int RunSweep(int argc, char** argv);
 int RunTrace(int argc, char** argv);
 int RunTrain(int argc, char** argv);
+int RunUpcycle(int argc, char** argv);
 
 }  // namespace moe

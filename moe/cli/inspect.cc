@@ -77,12 +77,16 @@ Result<Inspection> Inspect(const InspectFlags& flags) {
 
 nlohmann::json LayerJson(const LayerSpec& layer) {
   if (layer.ffn == FfnKind::kDense) return {{"ffn", "dense"}, {"ffn_width", layer.ffn_width}};
-  return {{"ffn", "moe"},
-          {"experts", layer.moe.router.num_experts},
-          {"top_k", layer.moe.router.top_k},
-          {"expert_width", layer.moe.expert_width},
-          {"shared_experts", layer.moe.num_shared_experts},
-          {"shared_width", layer.moe.shared_width()}};
+  nlohmann::json json = {{"ffn", "moe"},
+                         {"experts", layer.moe.router.num_experts},
+                         {"top_k", layer.moe.router.top_k},
+                         {"expert_width", layer.moe.expert_width},
+                         {"shared_experts", layer.moe.num_shared_experts},
+                         {"shared_width", layer.moe.shared_width()},
+                         {"shared_expert_gate", layer.moe.shared_gate},
+                         {"expert_groups", nlohmann::json::array()}};
+  for (const ExpertGroup& group : layer.moe.experts()) json["expert_groups"].push_back(ToText(group));
+  return json;
 }
 
 nlohmann::json RoutingJson(const RouterConfig& router) {
@@ -152,9 +156,10 @@ nlohmann::json ToJson(const InspectFlags& flags, const Inspection& m) {
 std::string LayerText(const LayerSpec& layer) {
   if (layer.ffn == FfnKind::kDense) return fmt::format("dense FFN of width {}", layer.ffn_width);
   const MoeConfig& moe = layer.moe;
-  std::string text = fmt::format("{} experts of width {}, top-{}", moe.router.num_experts, moe.expert_width, moe.router.top_k);
+  std::string text = fmt::format("{}, top-{}", ExpertsText(moe), moe.router.top_k);
   if (moe.shared_width() > 0)
-    text += fmt::format(", {} shared of width {}", moe.num_shared_experts, moe.shared_width() / moe.num_shared_experts);
+    text += fmt::format(", {} shared of width {}{}", moe.num_shared_experts, moe.shared_width() / moe.num_shared_experts,
+                        moe.shared_gate ? " with a gate" : "");
   return text;
 }
 

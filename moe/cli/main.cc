@@ -33,6 +33,7 @@ const std::vector<Command> kCommands = {
     {"sweep", "measures a model beside its dense twins, at every batch size", RunSweep},
     {"probe", "measures what this machine can do at most", RunProbe},
     {"bench", "measures the parts of a step as fractions of that", RunBench},
+    {"upcycle", "makes a mixture of experts of a dense model", RunUpcycle},
     {"trace", "walks one batch through one MoE layer, step by step", RunTrace},
 };
 

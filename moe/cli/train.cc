@@ -37,7 +37,7 @@ std::string ExpertsOf(const ModelConfig& config) {
   for (const LayerSpec& layer : config.layers) {
     if (layer.ffn != FfnKind::kMoe) continue;
     const MoeConfig& moe = layer.moe;
-    return fmt::format("{} experts of width {}, {} per token", moe.router.num_experts, moe.expert_width, moe.router.top_k);
+    return fmt::format("{}, {} per token", ExpertsText(moe), moe.router.top_k);
   }
   return fmt::format("dense, width {}", config.layers.front().ffn_width);
 }

@@ -17,6 +17,7 @@ struct DispatchPlan {
   std::span<const int32_t> row_token;     // [R]   row -> token (gather)
   std::span<const int32_t> slot_row;      // [S]   slot -> row, -1 if dropped (combine)
   int64_t num_dropped = 0;                // slots
+  int64_t num_zero = 0;                   // slots of zero experts, which have no row but are not dropped
 
   int64_t num_experts() const { return static_cast<int64_t>(expert_begin.size()) - 1; }
   int64_t num_rows() const { return static_cast<int64_t>(row_slot.size()); }

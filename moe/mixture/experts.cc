@@ -1,7 +1,10 @@
 #include "moe/mixture/experts.h"
 
+#include <algorithm>
 #include <cstring>
 
+#include "moe/mixture/zero_computation.h"
+#include "moe/ops/activation.h"
 #include "moe/ops/chunks.h"
 #include "moe/ops/elementwise.h"
 
@@ -59,15 +62,6 @@ class ProblemList {
   size_t count_ = 0;
 };
 
-// Calls fn(expert, first row, rows) for every expert that has rows and a product of its own.
-template <class F>
-void ForEachBusyExpert(const MoeLayer& layer, const ExpertLayout& layout, F&& fn) {
-  if (layer.config.executor == Executor::kBlockSparse) return;  // one product serves all
-  for (int64_t e = 0; e < layout.num_experts(); ++e) {
-    if (layout.rows_of(e) > 0) fn(e, int64_t{layout.begin[static_cast<size_t>(e)]}, layout.rows_of(e));
-  }
-}
-
 ConstAnyMat InputOf(const ExpertLayout& layout, int64_t begin, int64_t rows) {
   return layout.row_token.empty() ? layout.input.Rows(begin, rows) : layout.input;
 }
@@ -92,96 +86,260 @@ std::span<const MatView<float>> GradientsOf(const PackedParameter& weight, ExecC
   return out;
 }
 
+// Matrices of the rows of one group of experts after the other, in memory for all rows of the widest.
+class Shelf {
+ public:
+  Shelf(int64_t rows, int64_t widest, int64_t matrices, DType format, ExecContext& ctx)
+      : format_(format), bytes_(ctx.arena.Alloc<std::byte>(rows * widest * SizeOf(format) + (matrices - 1) * kAlign)) {}
+  AnyMat Take(int64_t rows, int64_t cols) {
+    const AnyMat out(bytes_.data() + used_, format_, rows, cols, cols);
+    used_ += static_cast<size_t>((rows * cols * SizeOf(format_) + kAlign - 1) / kAlign * kAlign);
+    return out;
+  }
+
+ private:
+  static constexpr int64_t kAlign = static_cast<int64_t>(kAlignment);
+  DType format_;
+  std::span<std::byte> bytes_;
+  size_t used_ = 0;
+};
+
+int64_t FirstRow(const ExpertLayout& layout, const ExpertWeights& group) {
+  return layout.begin[static_cast<size_t>(group.first)];
+}
+int64_t RowsOf(const ExpertLayout& layout, const ExpertWeights& group) {
+  return layout.begin[static_cast<size_t>(group.first + group.count)] - FirstRow(layout, group);
+}
+
+// Which matrices the rows of a group need. kept: those that only backward reads, too.
+FfnRows WidthsOf(const ExpertSpec& spec, bool kept) {
+  const auto matrix = [](int64_t cols) { return AnyMat(nullptr, DType::kF32, 0, cols, cols); };
+  if (!spec.is_ffn()) return {};
+  const int64_t product = kept || !spec.is_swiglu() ? spec.product_width() : 0;
+  const bool deep = spec.depth == 2;
+  return {matrix(product), matrix(spec.width), matrix(deep ? product : 0), matrix(deep ? spec.width : 0)};
+}
+
+constexpr AnyMat FfnRows::*kMatrices[] = {&FfnRows::gate_up, &FfnRows::hidden, &FfnRows::middle_product, &FfnRows::middle_out};
+
+// The matrices of all groups' rows; `most_rows` in all.
+std::span<FfnRows> AllocRows(const MoeLayer& layer, const ExpertLayout& layout, int64_t most_rows, bool kept,
+                             ExecContext& ctx) {
+  const auto& groups = layer.weights.experts;
+  const auto out = ctx.arena.AllocZero<FfnRows>(std::ssize(groups));
+  for (AnyMat FfnRows::*matrix : kMatrices) {
+    int64_t widest = 0;
+    for (const ExpertWeights& group : groups) widest = std::max(widest, (WidthsOf(group.spec, kept).*matrix).cols);
+    if (widest == 0) continue;
+    Shelf shelf(most_rows, widest, std::ssize(groups), layer.weights.format, ctx);
+    for (size_t g = 0; g < groups.size(); ++g) {
+      const int64_t cols = (WidthsOf(groups[g].spec, kept).*matrix).cols;
+      if (cols > 0) out[g].*matrix = shelf.Take(RowsOf(layout, groups[g]), cols);
+    }
+  }
+  return out;
+}
+
+// One FFN at work: an expert's over its rows, or the shared one's over all tokens.
+struct Ffn {
+  ExpertSpec spec;
+  const PackedParameter *gate_up, *middle, *down;
+  int64_t index;  // of its matrices
+  ConstAnyMat input;
+  std::span<const int32_t> input_rows;
+  FfnRows rows, d_rows;
+  AnyMat out, d_input;
+  ConstAnyMat d_out;
+};
+
+// What a pass reads and writes beside what is saved; empty where it does not.
+struct Pass {
+  std::span<const FfnRows> d_rows;  // of the groups
+  FfnRows d_shared;
+  MatView<float> shared_out, d_shared_input;
+  ConstAnyMat d_out, d_shared_out;
+  AnyMat d_input;
+};
+
+// Calls fn(Ffn) for every expert that has rows and products of its own, then for the shared ones if `shared`.
+template <class F>
+void ForEachFfn(const MoeLayer& layer, ConstAnyMat x, const ValidRows& valid, const MoeSaved& saved, const Pass& pass,
+                bool shared, F&& fn) {
+  const MoeWeights& w = layer.weights;
+  const ExpertLayout& layout = saved.layout;
+  const bool blocks = layer.config.executor == Executor::kBlockSparse;  // one product serves all
+  for (size_t g = 0; g < w.experts.size() && !blocks; ++g) {
+    const ExpertWeights& group = w.experts[g];
+    if (!group.spec.is_ffn()) continue;
+    for (int64_t i = 0; i < group.count; ++i) {
+      const int64_t begin = layout.begin[static_cast<size_t>(group.first + i)], n = layout.rows_of(group.first + i);
+      if (n == 0) continue;
+      const int64_t in_group = begin - FirstRow(layout, group);
+      fn(Ffn{.spec = group.spec,
+             .gate_up = &group.gate_up,
+             .middle = &group.middle,
+             .down = &group.down,
+             .index = i,
+             .input = InputOf(layout, begin, n),
+             .input_rows = InputRowsOf(layout, begin, n),
+             .rows = saved.experts[g].Rows(in_group, n),
+             .d_rows = pass.d_rows.empty() ? FfnRows() : pass.d_rows[g].Rows(in_group, n),
+             .out = saved.expert_out.Rows(begin, n),
+             .d_input = RowsOrEmpty(pass.d_input, begin, n),
+             .d_out = pass.d_out.empty() ? pass.d_out : pass.d_out.Rows(begin, n)});
+    }
+  }
+  if (!shared) return;
+  fn(Ffn{.spec = {.width = layer.config.shared_width()},
+         .gate_up = &w.shared_gate_up,
+         .middle = nullptr,
+         .down = &w.shared_down,
+         .index = 0,
+         .input = x,
+         .input_rows = valid.rows,
+         .rows = saved.shared,
+         .d_rows = pass.d_shared,
+         .out = pass.shared_out,
+         .d_input = pass.d_shared_input,
+         .d_out = pass.d_shared_out});
+}
+
+// One hidden layer's product: SwiGLU is its epilogue; other activations follow, for all rows of a group at once.
+GemmProblem HiddenLayer(const ExpertSpec& spec, ConstAnyMat a, std::span<const int32_t> a_rows, const PackedWeight& weight,
+                        AnyMat product, AnyMat hidden) {
+  if (!spec.is_swiglu()) return {.a = a, .a_rows = a_rows, .weight = &weight, .c = product};
+  return {.a = a, .a_rows = a_rows, .weight = &weight, .epilogue = Epilogue::kSwiglu, .c = hidden, .pre_activation = product};
+}
+
+// After the products `product`, of which SwiGLU's are done.
+void ActivateGroups(const MoeLayer& layer, const MoeSaved& saved, AnyMat FfnRows::*product, AnyMat FfnRows::*hidden,
+                    ExecContext& ctx) {
+  for (size_t g = 0; g < saved.experts.size(); ++g) {
+    const ExpertSpec& spec = layer.weights.experts[g].spec;
+    const FfnRows& rows = saved.experts[g];
+    if (!spec.is_swiglu() && !(rows.*product).empty()) {
+      Activate(spec.activation, spec.gated, rows.*product, rows.*hidden, ctx);
+    }
+  }
+}
+void ActivateGroupsBackward(const MoeLayer& layer, const MoeSaved& saved, std::span<const FfnRows> d_rows,
+                            AnyMat FfnRows::*product, AnyMat FfnRows::*hidden, ExecContext& ctx) {
+  for (size_t g = 0; g < saved.experts.size(); ++g) {
+    const ExpertSpec& spec = layer.weights.experts[g].spec;
+    if ((saved.experts[g].*product).empty()) continue;
+    ActivateBackward(spec.activation, spec.gated, saved.experts[g].*product, d_rows[g].*hidden, d_rows[g].*product, ctx);
+  }
+}
+
+int64_t MostFfns(const MoeLayer& layer) {
+  return layer.config.router.num_experts + 1;
+}
+
 }  // namespace
+
+FfnRows FfnRows::Rows(int64_t begin, int64_t count) const {
+  FfnRows out;
+  for (AnyMat FfnRows::*matrix : kMatrices) out.*matrix = RowsOrEmpty(this->*matrix, begin, count);
+  return out;
+}
+
+void AllocExperts(const MoeLayer& layer, const ValidRows& valid, bool training, MoeSaved& saved, ExecContext& ctx) {
+  const DType format = layer.weights.format;
+  const int64_t Fs = layer.config.shared_width();
+  const int64_t most_rows = saved.layout.num_rows() + saved.plan.num_zero;
+  saved.experts = AllocRows(layer, saved.layout, most_rows, training, ctx);
+  if (training) saved.shared.gate_up = AllocMat(valid.count, 2 * Fs, format, ctx);
+  saved.shared.hidden = AllocMat(valid.count, Fs, format, ctx);
+  saved.expert_out = AllocExpertRows(saved, saved.input.cols, format, ctx);
+}
+
+AnyMat AllocExpertRows(const MoeSaved& saved, int64_t cols, DType format, ExecContext& ctx) {
+  const int64_t rows = saved.layout.num_rows();
+  return AllocMat(rows + saved.plan.num_zero, cols, format, ctx).Rows(0, rows);
+}
 
 void RunExperts(const MoeLayer& layer, ConstAnyMat x, const ValidRows& valid, MoeSaved& saved, MatView<float> shared_out,
                 ExecContext& ctx) {
-  const MoeWeights& w = layer.weights;
   const ExpertLayout& layout = saved.layout;
   const Executor executor = layer.config.executor;
-  ProblemList<GemmProblem> up(layout.num_experts() + 1, ctx), down(layout.num_experts() + 1, ctx);
-  ForEachBusyExpert(layer, layout, [&](int64_t e, int64_t begin, int64_t rows) {
-    up.Add({.a = InputOf(layout, begin, rows),
-            .a_rows = InputRowsOf(layout, begin, rows),
-            .weight = &w.gate_up.forward(e),
-            .epilogue = Epilogue::kSwiglu,
-            .c = saved.hidden.Rows(begin, rows),
-            .pre_activation = RowsOrEmpty(saved.gate_up, begin, rows)});
-    down.Add({.a = saved.hidden.Rows(begin, rows), .weight = &w.down.forward(e), .c = saved.expert_out.Rows(begin, rows)});
+  ProblemList<GemmProblem> up(MostFfns(layer), ctx), middle(MostFfns(layer), ctx), down(MostFfns(layer), ctx);
+  const bool shared = !shared_out.empty() && shared_out.rows > 0;
+  ForEachFfn(layer, x, valid, saved, {.shared_out = shared_out}, shared, [&](const Ffn& f) {
+    up.Add(HiddenLayer(f.spec, f.input, f.input_rows, f.gate_up->forward(f.index), f.rows.gate_up, f.rows.hidden));
+    if (f.spec.depth == 2) {
+      middle.Add(HiddenLayer(f.spec, f.rows.hidden, {}, f.middle->forward(f.index), f.rows.middle_product, f.rows.middle_out));
+    }
+    down.Add({.a = f.rows.last(), .weight = &f.down->forward(f.index), .c = f.out});
   });
-  if (!shared_out.empty() && shared_out.rows > 0) {
-    up.Add({.a = x,
-            .a_rows = valid.rows,
-            .weight = &w.shared_gate_up.forward(),
-            .epilogue = Epilogue::kSwiglu,
-            .c = saved.shared_hidden,
-            .pre_activation = saved.shared_gate_up});
-    down.Add({.a = saved.shared_hidden, .weight = &w.shared_down.forward(), .c = shared_out});
-  }
   if (executor == Executor::kBlockSparse && layout.num_rows() > 0) {
-    const BlockMatrix hidden = AsBlocks(layout, saved.hidden, 1);
+    const ExpertWeights& w = layer.weights.experts[0];
+    const BlockMatrix hidden = AsBlocks(layout, saved.experts[0].hidden, 1);
     SparseFromDense(layout.input, layout.row_token, w.gate_up.forward_all(), Epilogue::kSwiglu, hidden,
-                    AsBlocks(layout, saved.gate_up, 2), ctx);
+                    AsBlocks(layout, saved.experts[0].gate_up, 2), ctx);
     DenseFromSparse(hidden, w.down.forward_all(), saved.expert_out, ctx);
   }
   up.RunAs(executor, ctx);
+  ActivateGroups(layer, saved, &FfnRows::gate_up, &FfnRows::hidden, ctx);
+  middle.RunAs(executor, ctx);
+  ActivateGroups(layer, saved, &FfnRows::middle_product, &FfnRows::middle_out, ctx);
   down.RunAs(executor, ctx);
+  for (const ExpertWeights& group : layer.weights.experts) RunZeroComputation(group, saved, ctx);
 }
 
 void RunExpertsBackward(const MoeLayer& layer, ConstAnyMat x, const ValidRows& valid, const MoeSaved& saved, AnyMat d_out,
                         ConstAnyMat d_shared_out, AnyMat d_input, MatView<float> d_shared_input,
                         const std::optional<WeightGradProblem>& router, ExecContext& ctx) {
-  const MoeWeights& w = layer.weights;
   const ExpertLayout& layout = saved.layout;
   const Executor executor = layer.config.executor;
-  const bool blocks = executor == Executor::kBlockSparse && layout.num_rows() > 0;
+  const bool blocks = executor == Executor::kBlockSparse && layout.num_rows() > 0, shared = !d_shared_out.empty();
   const auto like = [&](const AnyMat& m) { return AllocMat(m.rows, m.cols, m.dtype, ctx); };
-  const AnyMat d_hidden = like(saved.hidden), d_gate_up = like(saved.gate_up);
-  const bool shared = !d_shared_out.empty();
-  const AnyMat d_shared_hidden = shared ? like(saved.shared_hidden) : AnyMat();
-  const AnyMat d_shared_gate_up = shared ? like(saved.shared_gate_up) : AnyMat();
+  Pass pass{.d_rows = AllocRows(layer, layout, layout.num_rows() + saved.plan.num_zero, true, ctx),
+            .d_shared_input = d_shared_input,
+            .d_out = d_out,
+            .d_shared_out = d_shared_out,
+            .d_input = d_input};
+  if (shared) pass.d_shared = {.gate_up = like(saved.shared.gate_up), .hidden = like(saved.shared.hidden)};
 
-  const int64_t E = layout.num_experts();
-  ProblemList<GemmProblem> to_hidden(E + 1, ctx), to_input(E + 1, ctx);
-  ProblemList<WeightGradProblem> to_weights(2 * E + 3, ctx);
-  ForEachBusyExpert(layer, layout, [&](int64_t e, int64_t begin, int64_t n) {
-    const AnyMat d_o = d_out.Rows(begin, n);
-    to_hidden.Add({.a = d_o, .weight = &w.down.transposed(e), .c = d_hidden.Rows(begin, n)});
-    to_input.Add({.a = d_gate_up.Rows(begin, n), .weight = &w.gate_up.transposed(e), .c = d_input.Rows(begin, n)});
-    to_weights.Add({.d_y = d_o, .x = saved.hidden.Rows(begin, n), .d_w = w.down.grad(e), .format = w.down.format()});
-    to_weights.Add({.d_y = d_gate_up.Rows(begin, n),
-                    .x = InputOf(layout, begin, n),
-                    .x_rows = InputRowsOf(layout, begin, n),
-                    .d_w = w.gate_up.grad(e),
-                    .format = w.gate_up.format()});
-  });
-  if (shared) {
-    to_hidden.Add({.a = d_shared_out, .weight = &w.shared_down.transposed(), .c = d_shared_hidden});
-    to_input.Add({.a = d_shared_gate_up, .weight = &w.shared_gate_up.transposed(), .c = d_shared_input});
+  const int64_t most = MostFfns(layer);
+  ProblemList<GemmProblem> to_last(most, ctx), to_first(most, ctx), to_input(most, ctx);
+  ProblemList<WeightGradProblem> to_weights(3 * most + 1, ctx);
+  ForEachFfn(layer, x, valid, saved, pass, shared, [&](const Ffn& f) {
+    to_last.Add({.a = f.d_out, .weight = &f.down->transposed(f.index), .c = f.d_rows.last()});
+    to_input.Add({.a = f.d_rows.gate_up, .weight = &f.gate_up->transposed(f.index), .c = f.d_input});
+    to_weights.Add({.d_y = f.d_out, .x = f.rows.last(), .d_w = f.down->grad(f.index), .format = f.down->format()});
+    to_weights.Add({.d_y = f.d_rows.gate_up,
+                    .x = f.input,
+                    .x_rows = f.input_rows,
+                    .d_w = f.gate_up->grad(f.index),
+                    .format = f.gate_up->format()});
+    if (f.spec.depth < 2) return;
+    to_first.Add({.a = f.d_rows.middle_product, .weight = &f.middle->transposed(f.index), .c = f.d_rows.hidden});
     to_weights.Add(
-        {.d_y = d_shared_out, .x = saved.shared_hidden, .d_w = w.shared_down.grad(), .format = w.shared_down.format()});
-    to_weights.Add({.d_y = d_shared_gate_up,
-                    .x = x,
-                    .x_rows = valid.rows,
-                    .d_w = w.shared_gate_up.grad(),
-                    .format = w.shared_gate_up.format()});
-  }
+        {.d_y = f.d_rows.middle_product, .x = f.rows.hidden, .d_w = f.middle->grad(f.index), .format = f.middle->format()});
+  });
   if (router) to_weights.Add(*router);
 
-  const BlockMatrix hidden_blocks = blocks ? AsBlocks(layout, d_hidden, 1) : BlockMatrix{};
-  if (blocks) SparseFromDense(d_out, {}, w.down.transposed_all(), Epilogue::kStore, hidden_blocks, {}, ctx);
-  to_hidden.RunAs(executor, ctx);
-  SwigluBackward(saved.gate_up, d_hidden, d_gate_up, ctx);
-  if (shared) SwigluBackward(saved.shared_gate_up, d_shared_hidden, d_shared_gate_up, ctx);
   if (blocks) {
-    const BlockMatrix d_gate_up_blocks = AsBlocks(layout, d_gate_up, 2);
-    DenseFromSparse(d_gate_up_blocks, w.gate_up.transposed_all(), d_input, ctx);
-    AddTransposedDenseTimesSparse(d_out, AsBlocks(layout, saved.hidden, 1), w.down.format(), GradientsOf(w.down, ctx), ctx);
-    AddTransposedSparseTimesDense(d_gate_up_blocks, layout.input, layout.row_token, w.gate_up.format(),
-                                  GradientsOf(w.gate_up, ctx), ctx);
+    SparseFromDense(d_out, {}, layer.weights.experts[0].down.transposed_all(), Epilogue::kStore,
+                    AsBlocks(layout, pass.d_rows[0].hidden, 1), {}, ctx);
+  }
+  to_last.RunAs(executor, ctx);
+  ActivateGroupsBackward(layer, saved, pass.d_rows, &FfnRows::middle_product, &FfnRows::middle_out, ctx);
+  to_first.RunAs(executor, ctx);
+  ActivateGroupsBackward(layer, saved, pass.d_rows, &FfnRows::gate_up, &FfnRows::hidden, ctx);
+  if (shared) SwigluBackward(saved.shared.gate_up, pass.d_shared.hidden, pass.d_shared.gate_up, ctx);
+  if (blocks) {
+    const ExpertWeights& w = layer.weights.experts[0];
+    const BlockMatrix d_gate_up = AsBlocks(layout, pass.d_rows[0].gate_up, 2);
+    DenseFromSparse(d_gate_up, w.gate_up.transposed_all(), d_input, ctx);
+    AddTransposedDenseTimesSparse(d_out, AsBlocks(layout, saved.experts[0].hidden, 1), w.down.format(),
+                                  GradientsOf(w.down, ctx), ctx);
+    AddTransposedSparseTimesDense(d_gate_up, layout.input, layout.row_token, w.gate_up.format(), GradientsOf(w.gate_up, ctx),
+                                  ctx);
   }
   to_input.RunAs(executor, ctx);
   to_weights.RunAs(executor, ctx);
+  for (const ExpertWeights& group : layer.weights.experts) RunZeroComputationBackward(group, saved, d_out, d_input, ctx);
 }
 
 }  // namespace moe

@@ -19,8 +19,15 @@ ValidRows FindValidRows(const Routing& routing, ExecContext& ctx);
 // The tokens' rows of m, side by side: m itself when there is no padding.
 MatView<const float> OnlyValid(MatView<const float> m, const ValidRows& valid, ExecContext& ctx);
 
-// Gate, up and activation, then down, of every busy expert and of the shared ones, into the matrices of `saved` (gate_up empty:
-// not kept) and shared_out [tokens,D] (empty: no shared experts). x: as the weights read it (Rounded).
+// Takes what the experts of `saved.layout` and the shared ones write from the arena: `saved.experts`, `expert_out`, `shared`.
+// As much whichever experts the rows went to: the groups together have room for all rows in the widest. training: also what
+// only backward reads.
+void AllocExperts(const MoeLayer& layer, const ValidRows& valid, bool training, MoeSaved& saved, ExecContext& ctx);
+// [rows,cols] of the layout, and room for the rows that slots of zero experts might have had.
+AnyMat AllocExpertRows(const MoeSaved& saved, int64_t cols, DType format, ExecContext& ctx);
+
+// All layers of every busy expert and of the shared ones, one list of products after the other, into the matrices of `saved`
+// and shared_out [tokens,D] (empty: no shared experts). x: as the weights read it (Rounded).
 void RunExperts(const MoeLayer& layer, ConstAnyMat x, const ValidRows& valid, MoeSaved& saved, MatView<float> shared_out,
                 ExecContext& ctx);
 

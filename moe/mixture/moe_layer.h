@@ -3,9 +3,11 @@
 
 #include <span>
 #include <string>
+#include <vector>
 
 #include "moe/mixture/dispatch_plan.h"
 #include "moe/mixture/executor.h"
+#include "moe/mixture/expert_spec.h"
 #include "moe/mixture/gate.h"
 #include "moe/mixture/routing.h"
 #include "moe/ops/packed_parameter.h"
@@ -23,28 +25,53 @@ enum class Executor : uint8_t {
 
 struct MoeConfig {
   RouterConfig router;
-  int64_t expert_width = 0;  // F, a multiple of 16
-  // Always on, without a gate: one SwiGLU FFN of width num_shared_experts * shared_expert_width; y starts from it.
+  int64_t expert_width = 0;  // F, a multiple of 16; 0 with groups
+  // Experts that differ, in order; empty: all are SwiGLU FFNs of expert_width. Made by SetExperts.
+  std::vector<ExpertGroup> groups;
+  // Always on: one SwiGLU FFN of width num_shared_experts * shared_expert_width; y starts from it.
   int64_t num_shared_experts = 0;
   int64_t shared_expert_width = 0;  // 0: expert_width
+  bool shared_gate = false;         // y starts from sigmoid(w . x) times it, w learned (Qwen2-MoE)
   Executor executor = Executor::kGrouped;
 
   int64_t shared_width() const { return num_shared_experts * (shared_expert_width > 0 ? shared_expert_width : expert_width); }
+  std::vector<ExpertGroup> experts() const;  // also where all are alike
 };
+// The one way to say which experts the router's num_experts are: equal neighbours become one group, and none is left where all
+// are SwiGLU alike. Counts that do not sum up are left for Validate.
+void SetExperts(std::vector<ExpertGroup> groups, MoeConfig& config);
+// "8 experts of width 256"; of those that differ "9 experts (6 silu 256, 2 zero, 1 copy)".
+std::string ExpertsText(const MoeConfig& config);
+// Learned values of all experts of a layer, and of those that a token uses: top_k of them, each the mean expert, as if chosen
+// uniformly.
+int64_t ExpertValues(const MoeConfig& config, int64_t D);
+int64_t ActiveExpertValues(const MoeConfig& config, int64_t D);
 Status Validate(const MoeConfig& config, const std::string& where);
 
 // Gate and up are one matrix: rows in groups of 16 gates followed by their 16 ups, so that a product's panel holds both.
 // Expert e of a token: down[e] * (silu(gate[e] x) . (up[e] x)). (Shazeer 2020, SwiGLU)
+struct ExpertWeights {
+  ExpertSpec spec;
+  int64_t first = 0, count = 0;   // experts
+  PackedParameter gate_up;        // [count,2F,D]; [count,F,D] of plain experts: up alone
+  PackedParameter middle;         // [count,2F,F] or [count,F,F]: of a second hidden layer
+  PackedParameter down;           // [count,D,F]
+  Parameter* constant = nullptr;  // [count,D]   kConstant: v
+  Parameter* mix = nullptr;       // [count,2,D] kConstant: W, always multiplied in float32
+};
+
 struct MoeWeights {
   GateWeights gate;
   Parameter* selection_bias = nullptr;  // [E] see BiasRule; gets no gradient, so that the optimizer leaves it; null without
-  PackedParameter gate_up;              // [E,2F,D]
-  PackedParameter down;                 // [E,D,F]
+  std::vector<ExpertWeights> experts;   // one per group, in order
   PackedParameter shared_gate_up;       // [2Fs,D]; unused without shared experts
   PackedParameter shared_down;          // [D,Fs]
+  Parameter* shared_gate = nullptr;     // [1,D] always multiplied in float32; null without
+  DType format = DType::kF32;           // of the experts' packs
 };
 // Adds the gate's parameters, "<prefix>selection_bias", "<prefix>experts.gate_up", "<prefix>experts.down",
-// "<prefix>shared.gate_up", "<prefix>shared.down" to the store (values 0).
+// "<prefix>shared.gate_up", "<prefix>shared.down", "<prefix>shared.gate" to the store (values 0). The experts' of group g,
+// where there are several, begin with "<prefix>experts.<g>."; other matrices are called "up", "middle", "constant", "mix".
 MoeWeights AddMoeWeights(const MoeConfig& config, int64_t D, const std::string& prefix, DType format, ParameterStore& store);
 // Makes every pack from the masters: after load and after each optimizer step.
 void Repack(MoeWeights& weights, bool with_transposed, ExecContext& ctx);
@@ -62,6 +89,16 @@ struct LayerTokens {
   const Routing* routing = nullptr;
 };
 
+// The rows of one FFN, or of the experts of a group, on their way; as the weights read them. What is not kept is empty.
+struct FfnRows {
+  AnyMat gate_up;                     // [rows,2F] products before the activation; [rows,F] of plain experts
+  AnyMat hidden;                      // [rows,F]  after it
+  AnyMat middle_product, middle_out;  // the same of a second hidden layer
+
+  const AnyMat& last() const { return middle_out.empty() ? hidden : middle_out; }
+  FfnRows Rows(int64_t begin, int64_t count) const;
+};
+
 // What backward reads; all of it in the step's arena. Backward changes none of it. What the experts' products write is of the
 // weights' format: in bf16 half the memory, and half the time to read it again.
 struct MoeSaved {
@@ -70,13 +107,13 @@ struct MoeSaved {
   RouterSaved router;
   ConstAnyMat input;  // [T,D] x as the weights read it
   GateSaved gate;
-  ExpertLayout layout;           // rows of the next three
-  AnyMat gate_up;                // [rows,2F] products before the activation
-  AnyMat hidden;                 // [rows,F]  after it, as the weights read it
+  ExpertLayout layout;           // rows of the next two
+  std::span<FfnRows> experts;    // one per group of experts: its rows, which follow each other in the layout
   AnyMat expert_out;             // [rows,D]  as the weights read it
-  std::span<int32_t> token_row;  // [T] token -> row of the next two, -1: padding; empty without shared experts or padding
-  AnyMat shared_gate_up;         // [tokens,2Fs], valid rows only
-  AnyMat shared_hidden;          // [tokens,Fs]
+  std::span<int32_t> token_row;  // [T] token -> row of the next three, -1: padding; empty without shared experts or padding
+  FfnRows shared;                // [tokens,..], valid rows only
+  MatView<float> shared_out;     // [tokens,D] with a gate: after it
+  std::span<float> shared_gate;  // [tokens]   its values
 };
 
 struct MoeLayer {

@@ -1,5 +1,6 @@
 #include "moe/model/config.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace moe {
@@ -21,6 +22,7 @@ Status ValidateMoe(const MoeConfig& moe, const std::string& where) {
   };
   MOE_TRY(at_most("experts", moe.router.num_experts, kMaxExperts));
   MOE_TRY(at_most("expert width", moe.expert_width, kMaxWidth));
+  for (const ExpertGroup& group : moe.groups) MOE_TRY(at_most("expert width", group.spec.width, kMaxWidth));
   MOE_TRY(at_most("shared experts", moe.num_shared_experts, kMaxExperts));
   MOE_TRY(at_most("shared expert width", moe.shared_expert_width, kMaxWidth));
   MOE_TRY(Validate(moe, where));
@@ -96,7 +98,10 @@ Status Validate(const ModelConfig& config, const std::string& where) {
     parameters += 4 * D * static_cast<double>(config.num_heads * config.head_width);
     const bool dense = layer.ffn == FfnKind::kDense;
     parameters += 3 * D * static_cast<double>(dense ? layer.ffn_width : layer.moe.shared_width());
-    if (!dense) parameters += 3 * D * static_cast<double>(layer.moe.router.num_experts * layer.moe.expert_width);
+    if (dense) continue;
+    for (const ExpertGroup& group : layer.moe.experts()) {
+      parameters += static_cast<double>(group.count) * RoughValuesOf(group.spec, config.hidden);
+    }
   }
   if (parameters > kMaxParameters) {
     return Err(where, "got {:.3g} parameters, expected at most {:g}", parameters, kMaxParameters);
@@ -121,11 +126,10 @@ ParameterCount CountParameters(const ModelConfig& config) {
       continue;
     }
     const MoeConfig& moe = layer.moe;
-    const int64_t expert = DenseFfnValues(D, moe.expert_width);
     count.router += NumGateValues(moe.router, D) + (moe.router.selects_by_bias() ? moe.router.num_experts : 0);
-    count.experts += moe.router.num_experts * expert;
-    count.shared_experts += DenseFfnValues(D, moe.shared_width());
-    idle += (moe.router.num_experts - moe.router.top_k) * expert;
+    count.experts += ExpertValues(moe, D);
+    count.shared_experts += DenseFfnValues(D, moe.shared_width()) + (moe.shared_gate ? D : 0);
+    idle += ExpertValues(moe, D) - ActiveExpertValues(moe, D);
   }
   count.total = count.embedding + count.head + count.attention + count.norms + count.router + count.experts +
                 count.shared_experts + count.dense_ffn;
@@ -138,8 +142,10 @@ ModelConfig DenseTwin(const ModelConfig& config, TwinKind kind) {
   for (LayerSpec& layer : twin.layers) {
     if (layer.ffn == FfnKind::kDense) continue;
     const MoeConfig& moe = layer.moe;
-    const int64_t experts = kind == TwinKind::kEqualActive ? moe.router.top_k : moe.router.num_experts;
-    layer = LayerSpec{.ffn = FfnKind::kDense, .ffn_width = experts * moe.expert_width + moe.shared_width()};
+    const int64_t values =
+        kind == TwinKind::kEqualActive ? ActiveExpertValues(moe, config.hidden) : ExpertValues(moe, config.hidden);
+    const int64_t step = DenseFfnValues(config.hidden, 16), width = (values + step / 2) / step * 16 + moe.shared_width();
+    layer = LayerSpec{.ffn = FfnKind::kDense, .ffn_width = std::max<int64_t>(16, width)};
   }
   return twin;
 }

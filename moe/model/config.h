@@ -46,7 +46,7 @@ struct ModelConfig {
 Status Validate(const ModelConfig& config, const std::string& where);
 
 // Values, not bytes. active: what one token's forward pass multiplies with: k experts of every MoE layer, shared experts,
-// attention, norms, the head; of the embedding one row (when it is not tied to the head).
+// attention, norms, the head; of the embedding one row (when it is not tied to the head). Of experts that differ, k means.
 struct ParameterCount {
   int64_t total = 0, active = 0;
   int64_t embedding = 0, head = 0, attention = 0, norms = 0, router = 0, experts = 0, shared_experts = 0,
@@ -55,7 +55,8 @@ struct ParameterCount {
 ParameterCount CountParameters(const ModelConfig& config);
 
 // The same model with every MoE layer replaced by one dense FFN of equal active (top_k*F + shared) or equal total (E*F +
-// shared) width. The router's E*D values are what the counts then differ by.
+// shared) width. The router's E*D values are what the counts then differ by. Experts that differ have the width of a gated FFN
+// of as many values, and top_k*F is top_k times their mean, as if chosen uniformly; both to the nearest multiple of 16.
 enum class TwinKind : uint8_t { kEqualActive, kEqualTotal };
 ModelConfig DenseTwin(const ModelConfig& config, TwinKind kind);
 

@@ -136,6 +136,25 @@ Result<double> ParseRopeTheta(const Reader& reader, double absent) {
   return rope.Number("rope_theta", absent);
 }
 
+// Their width, or the groups of those that differ.
+Status ParseExperts(const Reader& reader, MoeConfig& moe) {
+  if (!reader.Has("expert_groups")) {
+    MOE_TRY(moe.expert_width, reader.Int("moe_intermediate_size"));
+    return {};
+  }
+  const std::string where = reader.where() + ": expert_groups";
+  if (reader.Has("moe_intermediate_size")) return Err(where, "got it beside moe_intermediate_size, expected one of them");
+  const json& list = reader.at("expert_groups");
+  if (!list.is_array() || list.empty()) return Err(where, "got {}, expected a list of strings", Printable(list.dump()));
+  std::vector<ExpertGroup> groups;
+  for (const json& entry : list) {
+    if (!entry.is_string()) return Err(where, "got the entry {}, expected a string", Printable(entry.dump()));
+    MOE_TRY(groups.emplace_back(), ParseExpertGroup(entry.get<std::string>(), where));
+  }
+  SetExperts(std::move(groups), moe);
+  return {};
+}
+
 Result<LayerSpec> ParseMoeCppLayer(const Reader& reader) {
   LayerSpec layer;
   MOE_TRY(const std::string kind, reader.String("ffn"));
@@ -149,14 +168,16 @@ Result<LayerSpec> ParseMoeCppLayer(const Reader& reader) {
   RouterConfig& router = moe.router;
   MOE_TRY(router.num_experts, reader.Int("num_experts"));
   MOE_TRY(router.top_k, reader.Int("num_experts_per_tok"));
-  MOE_TRY(moe.expert_width, reader.Int("moe_intermediate_size"));
+  MOE_TRY(ParseExperts(reader, moe));
   MOE_TRY(moe.num_shared_experts, reader.Int("n_shared_experts", 0));
   MOE_TRY(moe.shared_expert_width, reader.Int("shared_expert_intermediate_size", 0));
+  MOE_TRY(moe.shared_gate, reader.Bool("shared_expert_gate", false));
   router = PlainRouter(router.num_experts, router.top_k, true);
   if (reader.Has("router")) MOE_TRY(ReadRouterJson(reader.at("router"), reader.where() + ": router", router));
-  MOE_TRY(ReadRouterJson(reader.Without({"ffn", "num_experts", "num_experts_per_tok", "moe_intermediate_size",
-                                         "n_shared_experts", "shared_expert_intermediate_size", "router"}),
-                         reader.where(), router));  // where the first models have their policy
+  MOE_TRY(
+      ReadRouterJson(reader.Without({"ffn", "num_experts", "num_experts_per_tok", "moe_intermediate_size", "expert_groups",
+                                     "n_shared_experts", "shared_expert_intermediate_size", "shared_expert_gate", "router"}),
+                     reader.where(), router));  // where the first models have their policy
   return layer;
 }
 
@@ -251,13 +272,14 @@ ordered_json MoeCppLayer(const LayerSpec& layer) {
   if (layer.ffn == FfnKind::kDense) return {{"ffn", "dense"}, {"intermediate_size", layer.ffn_width}};
   const MoeConfig& moe = layer.moe;
   const RouterConfig& router = moe.router;
-  return {{"ffn", "moe"},
-          {"num_experts", router.num_experts},
-          {"num_experts_per_tok", router.top_k},
-          {"moe_intermediate_size", moe.expert_width},
-          {"n_shared_experts", moe.num_shared_experts},
-          {"shared_expert_intermediate_size", moe.shared_expert_width},
-          {"router", RouterJson(router, PlainRouter(router.num_experts, router.top_k, true))}};
+  ordered_json out = {{"ffn", "moe"}, {"num_experts", router.num_experts}, {"num_experts_per_tok", router.top_k}};
+  if (moe.groups.empty()) out["moe_intermediate_size"] = moe.expert_width;
+  for (const ExpertGroup& group : moe.groups) out["expert_groups"].push_back(ToText(group));
+  out["n_shared_experts"] = moe.num_shared_experts;
+  out["shared_expert_intermediate_size"] = moe.shared_expert_width;
+  if (moe.shared_gate) out["shared_expert_gate"] = true;
+  out["router"] = RouterJson(router, PlainRouter(router.num_experts, router.top_k, true));
+  return out;
 }
 
 void WriteMoe(Family family, const ModelConfig& config, ordered_json& out) {

@@ -15,7 +15,8 @@ constexpr std::array kFamilies = {
 };
 
 bool SameMoe(const MoeConfig& a, const MoeConfig& b) {
-  return a.router == b.router && a.expert_width == b.expert_width && a.shared_width() == b.shared_width();
+  return a.router == b.router && a.experts() == b.experts() && a.shared_width() == b.shared_width() &&
+         a.shared_gate == b.shared_gate;
 }
 
 }  // namespace
@@ -41,7 +42,7 @@ Family FamilyOf(const ModelConfig& config) {
   }
   const RouterConfig& router = moe->moe.router;
   const bool plain = AsServed(router) == PlainRouter(router.num_experts, router.top_k, router.normalize);
-  if (moe->moe.shared_width() > 0 || !plain) return Family::kMoeCpp;
+  if (moe->moe.shared_width() > 0 || !moe->moe.groups.empty() || !plain) return Family::kMoeCpp;
   switch (config.qk_norm) {
     case QkNorm::kNone:
       return dense == nullptr && moe->moe.router.normalize ? Family::kMixtral : Family::kMoeCpp;

@@ -23,20 +23,52 @@ Status Vector(const Fn& fn, std::string parameter, std::string name, int64_t wid
   return OneTensor(fn, std::move(parameter), std::move(name), 1, width, true);
 }
 
-// A SwiGLU FFN: `parameters`gate_up and `parameters`down, matrix `index` of each.
-Status Ffn(const Fn& fn, const std::string& parameters, int64_t index, const std::string& prefix, const FfnNames& names,
-           int64_t D, int64_t F) {
-  MOE_TRY(fn({.parameter = parameters + "gate_up",
-              .index = index,
-              .rows = 2 * F,
-              .cols = D,
-              .pieces = {{.name = prefix + names.gate + ".weight", .rows = F, .layout = HfPiece::kGates},
-                         {.name = prefix + names.up + ".weight", .rows = F, .layout = HfPiece::kUps}}}));
-  return fn({.parameter = parameters + "down",
+// Matrix `index` [rows,cols] of a parameter, one tensor.
+Status OneOf(const Fn& fn, std::string parameter, int64_t index, std::string name, int64_t rows, int64_t cols) {
+  return fn({.parameter = std::move(parameter),
              .index = index,
-             .rows = D,
-             .cols = F,
-             .pieces = {{.name = prefix + names.down + ".weight", .rows = D}}});
+             .rows = rows,
+             .cols = cols,
+             .pieces = {{.name = std::move(name), .rows = rows}}});
+}
+// Gates and ups [F,cols] each, interleaved in one matrix.
+Status Gated(const Fn& fn, std::string parameter, int64_t index, const std::string& gate, const std::string& up, int64_t F,
+             int64_t cols) {
+  return fn(
+      {.parameter = std::move(parameter),
+       .index = index,
+       .rows = 2 * F,
+       .cols = cols,
+       .pieces = {{.name = gate, .rows = F, .layout = HfPiece::kGates}, {.name = up, .rows = F, .layout = HfPiece::kUps}}});
+}
+
+// Expert `index` of those that `parameters` hold.
+Status Expert(const Fn& fn, const ExpertSpec& spec, const std::string& parameters, int64_t index, const std::string& prefix,
+              const FfnNames& names, int64_t D) {
+  if (spec.kind == ExpertKind::kConstant) {
+    MOE_TRY(fn({.parameter = parameters + "constant",
+                .index = index,
+                .rows = 1,
+                .cols = D,
+                .is_vector = true,
+                .pieces = {{.name = prefix + "constant", .rows = 1}}}));
+    return OneOf(fn, parameters + "mix", index, prefix + "mix.weight", 2, D);
+  }
+  if (!spec.is_ffn()) return {};
+  const int64_t F = spec.width;
+  const auto hidden_layer = [&](const char* ours, const std::string& middle, int64_t cols) {
+    const std::string up = prefix + middle + names.up + ".weight";
+    if (!spec.gated) return OneOf(fn, parameters + ours, index, up, F, cols);
+    return Gated(fn, parameters + ours, index, prefix + middle + names.gate + ".weight", up, F, cols);
+  };
+  MOE_TRY(hidden_layer(spec.gated ? "gate_up" : "up", "", D));
+  if (spec.depth == 2) MOE_TRY(hidden_layer("middle", "middle_", F));
+  return OneOf(fn, parameters + "down", index, prefix + names.down + ".weight", D, F);
+}
+
+// A SwiGLU FFN that is no expert among others.
+Status Ffn(const Fn& fn, const std::string& parameters, const std::string& prefix, int64_t D, int64_t F) {
+  return Expert(fn, {.width = F}, parameters, 0, prefix, kFfnNames, D);
 }
 
 Status Attention(const Fn& fn, const ModelConfig& config, const std::string& ours, const std::string& theirs) {
@@ -77,12 +109,17 @@ Status Moe(const Fn& fn, const MoeConfig& moe, int64_t D, bool mixtral, const st
   if (router.gate == GateNetwork::kCosine) MOE_TRY(exact("moe.router_scale", "gate.log_scale", 1, 1, true));
   if (router.bias) MOE_TRY(exact("moe.router_bias", "gate.bias", 1, E, true));
   if (router.selects_by_bias()) MOE_TRY(exact("moe.selection_bias", "gate.e_score_correction_bias", 1, E, true));
-  for (int64_t e = 0; e < E; ++e) {
-    MOE_TRY(Ffn(fn, ours + "moe.experts.", e, fmt::format("{}experts.{}.", block, e), mixtral ? kMixtralNames : kFfnNames, D,
-                moe.expert_width));
+  const std::vector<ExpertGroup> groups = moe.experts();
+  for (size_t g = 0, e = 0; g < groups.size(); ++g) {
+    const std::string number = groups.size() > 1 ? fmt::format("{}.", g) : "";
+    for (int64_t i = 0; i < groups[g].count; ++i, ++e) {
+      MOE_TRY(Expert(fn, groups[g].spec, ours + "moe.experts." + number, i, fmt::format("{}experts.{}.", block, e),
+                     mixtral ? kMixtralNames : kFfnNames, D));
+    }
   }
   if (moe.shared_width() == 0) return {};
-  return Ffn(fn, ours + "moe.shared.", 0, block + "shared_experts.", kFfnNames, D, moe.shared_width());
+  if (moe.shared_gate) MOE_TRY(OneTensor(fn, ours + "moe.shared.gate", block + "shared_expert_gate.weight", 1, D));
+  return Ffn(fn, ours + "moe.shared.", block + "shared_experts.", D, moe.shared_width());
 }
 
 }  // namespace
@@ -100,7 +137,7 @@ Status ForEachHfMatrix(const ModelConfig& config, const Fn& fn) {
     if (layer.ffn == FfnKind::kMoe) {
       MOE_TRY(Moe(fn, layer.moe, D, mixtral, ours, theirs));
     } else {
-      MOE_TRY(Ffn(fn, ours + "dense.", 0, theirs + "mlp.", kFfnNames, D, layer.ffn_width));
+      MOE_TRY(Ffn(fn, ours + "dense.", theirs + "mlp.", D, layer.ffn_width));
     }
   }
   MOE_TRY(Vector(fn, "final_norm", "model.norm.weight", D));

@@ -8,7 +8,6 @@
 #include <unordered_set>
 
 #include "moe/files/json.h"
-#include "moe/files/safetensors.h"
 #include "moe/model/hf_config.h"
 #include "moe/model/hf_tensors.h"
 #include "moe/model/model_pass.h"
@@ -95,20 +94,30 @@ Status Assemble(const HfMatrix& matrix, const ModelFiles& files, float* out, std
   return {};
 }
 
-Status ReadValues(const ModelFiles& files, Model& model, ExecContext& ctx) {
+// Of `config`, as the files have them.
+Status ReadValues(const ModelConfig& config, const ModelFiles& files, const std::string& folder, Model& model,
+                  ExecContext& ctx) {
   std::unordered_map<const Parameter*, PackedParameter*> packs;
   ModelPass::ForEachPacked(model, false, [&](PackedParameter& packed) { packs[&packed.parameter()] = &packed; });
   std::vector<float> scratch, whole;
   const auto read = [&](const HfMatrix& matrix) -> Status {
-    Parameter& parameter = *model.parameters().Find(matrix.parameter);
-    const int64_t size = matrix.rows * matrix.cols;
+    Parameter* found = model.parameters().Find(matrix.parameter);
+    if (found == nullptr) {
+      return Err(folder, "holds '{}', which the model to train has not", matrix.pieces.front().name);
+    }
+    Parameter& parameter = *found;
+    const int64_t size = matrix.rows * matrix.cols, count = std::max<int64_t>(1, parameter.experts);
+    if (parameter.value.size() != count * size || matrix.index >= count) {
+      return Err(folder, "'{}' has {} values, expected {} of the model to train", matrix.pieces.front().name, size,
+                 parameter.value.size() / count);
+    }
     if (!parameter.value.empty()) return Assemble(matrix, files, parameter.value.data() + matrix.index * size, scratch);
     whole.resize(std::max(whole.size(), static_cast<size_t>(size)));
     MOE_TRY(Assemble(matrix, files, whole.data(), scratch));
     packs.at(&parameter)->PackOne(matrix.index, {whole.data(), matrix.rows, matrix.cols}, false, ctx);
     return {};
   };
-  MOE_TRY(ForEachHfMatrix(model.config(), read));
+  MOE_TRY(ForEachHfMatrix(config, read));
   model.Repack(ctx);
   return {};
 }
@@ -133,20 +142,31 @@ Result<ModelConfig> LoadConfigOf(const std::string& folder) {
 
 }  // namespace
 
-Result<std::unique_ptr<Model>> LoadModel(const std::string& folder, const LoadOptions& options, ExecContext& ctx) {
-  std::error_code ignored;
-  if (!std::filesystem::is_directory(folder, ignored)) return Err(folder, "is no model folder: there is no such folder");
-  MOE_TRY(const ModelConfig config, LoadConfigOf(folder));
-  MOE_TRY(const ModelFiles files, ModelFiles::Open(folder));
+Result<ModelFiles> OpenModelFiles(const std::string& folder, const ModelConfig& config) {
+  MOE_TRY(ModelFiles files, ModelFiles::Open(folder));
   for (const Safetensors& shard : files.shards()) {
     if (shard.has_checksums()) MOE_TRY(shard.VerifyChecksums());
   }
   std::unordered_set<std::string> names;
   MOE_TRY(CheckTensors(config, files, folder, names));
   MOE_TRY(CheckNoStrangers(config, files, names));
+  return files;
+}
+
+Result<std::unique_ptr<Model>> LoadModel(const std::string& folder, const LoadOptions& options, ExecContext& ctx) {
+  std::error_code ignored;
+  if (!std::filesystem::is_directory(folder, ignored)) return Err(folder, "is no model folder: there is no such folder");
+  MOE_TRY(const ModelConfig config, LoadConfigOf(folder));
+  MOE_TRY(const ModelFiles files, OpenModelFiles(folder, config));
   auto model = std::make_unique<Model>(config, options.format, options.training, /*masters=*/options.training);
-  MOE_TRY(ReadValues(files, *model, ctx));
+  MOE_TRY(ReadValues(config, files, folder, *model, ctx));
   return model;
+}
+
+Status LoadWeights(const std::string& folder, Model& model, ExecContext& ctx) {
+  MOE_TRY(const ModelConfig config, LoadConfigOf(folder));
+  MOE_TRY(const ModelFiles files, OpenModelFiles(folder, config));
+  return ReadValues(config, files, folder, model, ctx);
 }
 
 Result<ModelConfig> LoadModelConfig(const std::string& path_or_preset) {

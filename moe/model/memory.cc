@@ -58,7 +58,7 @@ int64_t ExpertRows(const MoeConfig& moe, int64_t T, bool training) {
   const int64_t capacity = ExpertCapacity(moe.router, factor, T);
   if (capacity == kNoCapacity) return slots;
   if (moe.executor == Executor::kPadded) return E * std::min(capacity, INT32_MAX / E);  // whole buckets, however empty
-  return std::min(slots, E * std::min(capacity, T));                        // no token comes to an expert twice
+  return std::min(slots, E * std::min(capacity, T));                                    // no token comes to an expert twice
 }
 
 // The routing of T tokens and its plan: experts, gates, four index lists.
@@ -80,6 +80,20 @@ int64_t PolicyBytes(const RouterConfig& router, int64_t T, int64_t D) {
   return bytes;
 }
 
+// Values a row has of the experts' hidden layers: products, and what the activation makes of them. Whichever experts rows go
+// to, there is room for all of them in the widest.
+int64_t ExpertRowValues(const MoeConfig& moe, bool training) {
+  int64_t product = 0, hidden = 0, middle_product = 0, middle = 0;
+  for (const ExpertGroup& group : moe.experts()) {
+    const ExpertSpec& spec = group.spec;
+    if (!spec.is_ffn()) continue;
+    const int64_t kept = training || !spec.is_swiglu() ? spec.product_width() : 0;
+    product = std::max(product, kept), hidden = std::max(hidden, spec.width);
+    if (spec.depth == 2) middle_product = std::max(middle_product, kept), middle = std::max(middle, spec.width);
+  }
+  return product + hidden + middle_product + middle;
+}
+
 // Gate and up before the activation, and what it makes of them.
 int64_t GatedBytes(DType format, int64_t rows, int64_t F) {
   return rows * F * 3 * SizeOf(format);
@@ -90,9 +104,9 @@ int64_t FfnSaved(const LayerSpec& layer, DType format, int64_t D, int64_t T) {
   const MoeConfig& moe = layer.moe;
   const int64_t rows = ExpertRows(moe, T, true);
   const int64_t buckets = moe.executor == Executor::kPadded || moe.router.gates_input ? rows * D * SizeOf(format) : 0;
+  const int64_t gated = moe.shared_gate ? T * (D + 1) * kFloat : 0;
   return RoutingBytes(moe, T) + PolicyBytes(moe.router, T, D) + T * D * CopySize(format) +
-         GatedBytes(format, rows, moe.expert_width) + rows * D * SizeOf(format) + GatedBytes(format, T, moe.shared_width()) +
-         buckets;
+         rows * (ExpertRowValues(moe, true) + D) * SizeOf(format) + GatedBytes(format, T, moe.shared_width()) + gated + buckets;
 }
 
 int64_t LayerSaved(const ModelConfig& config, const LayerSpec& layer, DType format, int64_t T) {
@@ -106,14 +120,21 @@ int64_t FfnBackwardScratch(const LayerSpec& layer, DType format, int64_t D, int6
     return T * F * SizeOf(format) + T * D * CopySize(format) + std::max(WeightGradScratch(D, F), WeightGradScratch(2 * F, D));
   }
   const MoeConfig& moe = layer.moe;
-  const int64_t F = moe.expert_width, Fs = moe.shared_width(), E = moe.router.num_experts;
+  const int64_t Fs = moe.shared_width(), E = moe.router.num_experts;
   const int64_t rows = ExpertRows(moe, T, true);
-  int64_t bytes = (Slots(moe.router, T) + T * E) * kFloat + rows * (2 * D + 3 * F) * SizeOf(format);
+  int64_t bytes = (Slots(moe.router, T) + T * E) * kFloat + rows * (2 * D + ExpertRowValues(moe, true)) * SizeOf(format);
   if (moe.router.noise == RouterNoise::kJitter) bytes += T * D * kFloat;
   const int64_t gate_outputs = moe.router.gate_width > 0 ? moe.router.gate_width : E;
   bytes += T * moe.router.gate_width * kFloat;
-  bytes += std::max({WeightGradScratch(D, F), WeightGradScratch(2 * F, D), WeightGradScratch(gate_outputs, D)});
+  int64_t scratch = WeightGradScratch(gate_outputs, D);
+  for (const ExpertGroup& group : moe.experts()) {
+    const ExpertSpec& spec = group.spec;
+    scratch = std::max({scratch, WeightGradScratch(D, spec.width), WeightGradScratch(spec.product_width(), D)});
+    if (spec.depth == 2) scratch = std::max(scratch, WeightGradScratch(spec.product_width(), spec.width));
+  }
+  bytes += scratch;
   if (Fs > 0) bytes += T * D * kFloat + T * 3 * Fs * SizeOf(format) + T * D * CopySize(format);
+  if (moe.shared_gate) bytes += T * (D + 1) * kFloat;
   return bytes;
 }
 
@@ -148,7 +169,7 @@ int64_t InferenceActivations(const ModelConfig& config, DType format, int64_t T,
     if (layer.ffn == FfnKind::kMoe) {
       const MoeConfig& moe = layer.moe;
       const int64_t copies = moe.executor == Executor::kPadded || moe.router.gates_input ? w.D : 0;
-      bytes = RoutingBytes(moe, T) + ExpertRows(moe, T, false) * (moe.expert_width + copies + w.D) * SizeOf(format) +
+      bytes = RoutingBytes(moe, T) + ExpertRows(moe, T, false) * (ExpertRowValues(moe, false) + copies + w.D) * SizeOf(format) +
               T * (w.D + moe.router.gate_width + (moe.shared_width() > 0 ? w.D : 0)) * kFloat +
               T * moe.shared_width() * SizeOf(format) + T * w.D * CopySize(format);
     }
@@ -177,8 +198,13 @@ int64_t PackBytes(const ModelConfig& config, DType format, bool training) {
       const MoeConfig& moe = layer.moe;
       const int64_t width = moe.router.gate_width;
       if (width > 0) bytes += pack(DType::kF32, width, w.D);
-      bytes += pack(moe.router.dtype, moe.router.num_experts, width > 0 ? width : w.D) +
-               moe.router.num_experts * ffn(moe.expert_width) + ffn(moe.shared_width());
+      bytes += pack(moe.router.dtype, moe.router.num_experts, width > 0 ? width : w.D) + ffn(moe.shared_width());
+      for (const ExpertGroup& group : moe.experts()) {
+        const ExpertSpec& spec = group.spec;
+        if (!spec.is_ffn()) continue;
+        bytes += group.count * (pack(format, spec.product_width(), w.D) + pack(format, w.D, spec.width));
+        if (spec.depth == 2) bytes += group.count * pack(format, spec.product_width(), spec.width);
+      }
     }
   }
   return bytes;
@@ -197,7 +223,15 @@ MemoryNeed TrainingMemory(const ModelConfig& config, DType format, int64_t rows)
 
 MemoryNeed InferenceMemory(const ModelConfig& config, DType format, int64_t rows, int64_t sequences, int64_t positions) {
   const ParameterCount count = CountParameters(config);
-  return {.masters = (count.embedding + count.norms + count.router) * kFloat,
+  int64_t unpacked = count.embedding + count.norms + count.router;
+  for (const LayerSpec& layer : config.layers) {
+    if (layer.ffn != FfnKind::kMoe) continue;
+    unpacked += layer.moe.shared_gate ? config.hidden : 0;
+    for (const ExpertGroup& group : layer.moe.experts()) {
+      if (!group.spec.is_ffn()) unpacked += group.count * ValuesOf(group.spec, config.hidden);
+    }
+  }
+  return {.masters = unpacked * kFloat,
           .packs = PackBytes(config, format, false),
           .activations = InferenceActivations(config, format, rows, std::min(rows, sequences)) + RopeBytes(config),
           .kv_cache = KvCache::Bytes(config, sequences, positions)};

@@ -30,6 +30,15 @@ void FillNormal(Parameter& parameter, double deviation, uint64_t seed, ExecConte
   });
 }
 
+// What no product reads, and is multiplied as it is, in float32; vectors aside.
+template <class F>
+void ForEachUnpacked(const MoeWeights& weights, F&& fn) {
+  for (const ExpertWeights& group : weights.experts) {
+    if (group.constant != nullptr) fn(*group.constant), fn(*group.mix);
+  }
+  if (weights.shared_gate != nullptr) fn(*weights.shared_gate);
+}
+
 }  // namespace
 
 void StepStats::Clear() {
@@ -88,6 +97,7 @@ Model::Model(ModelConfig config, DType format, bool training, bool masters)
     for (Block& block : blocks_) {
       if (block.spec.ffn != FfnKind::kMoe) continue;
       block.moe.weights.gate.ForEachMatrix([](PackedParameter& matrix) { matrix.parameter().value.Allocate(); });
+      ForEachUnpacked(block.moe.weights, [](Parameter& parameter) { parameter.value.Allocate(); });
     }
   }
   if (training_) store_.AllocateGradients();
@@ -134,7 +144,9 @@ void Model::Initialize(uint64_t seed, ExecContext& ctx) {
       if (p == &block.attention.out.parameter()) return true;
       if (block.spec.ffn == FfnKind::kDense) return p == &block.dense.down.parameter();
       const MoeWeights& moe = block.moe.weights;
-      return p == &moe.down.parameter() || (block.spec.moe.shared_width() > 0 && p == &moe.shared_down.parameter());
+      const auto is_down = [&](const ExpertWeights& group) { return group.spec.is_ffn() && p == &group.down.parameter(); };
+      return std::ranges::any_of(moe.experts, is_down) ||
+             (block.spec.moe.shared_width() > 0 && p == &moe.shared_down.parameter());
     });
   };
   for (Parameter& parameter : store_.all()) {
@@ -167,9 +179,12 @@ std::vector<Model::PackOf> Model::Packs() {
       if (&packed.parameter() == &parameter) entry.packed = &packed;
     });
     for (size_t l = 0; l < blocks_.size(); ++l) {
-      const MoeWeights& moe = blocks_[l].moe.weights;
-      if (blocks_[l].spec.ffn == FfnKind::kMoe && (entry.packed == &moe.gate_up || entry.packed == &moe.down))
-        entry.experts_of = static_cast<int64_t>(l);
+      for (const ExpertWeights& group : blocks_[l].moe.weights.experts) {
+        const bool packed = entry.packed != nullptr &&
+                            (entry.packed == &group.gate_up || entry.packed == &group.middle || entry.packed == &group.down);
+        if (!packed && &parameter != group.constant && &parameter != group.mix) continue;
+        entry.experts_of = static_cast<int64_t>(l), entry.first_expert = group.first;
+      }
     }
   }
   return packs;

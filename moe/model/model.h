@@ -81,7 +81,8 @@ class Model {
   // Who multiplies with a parameter, for the optimizer: one entry per parameter, in the store's order.
   struct PackOf {
     PackedParameter* packed = nullptr;  // null: nobody, it is read as it is
-    int64_t experts_of = -1;            // the layer whose experts' matrices it holds; -1: no experts'
+    int64_t experts_of = -1;            // the layer whose experts' values it holds; -1: no experts'
+    int64_t first_expert = 0;           // of them
   };
   std::vector<PackOf> Packs();
 

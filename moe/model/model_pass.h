@@ -102,8 +102,11 @@ struct ModelPass {
       }
       MoeWeights& moe = block.moe.weights;
       if (routers) moe.gate.ForEachMatrix(fn);
-      fn(moe.gate_up);
-      fn(moe.down);
+      for (ExpertWeights& group : moe.experts) {
+        for (PackedParameter* packed : {&group.gate_up, &group.middle, &group.down}) {
+          if (packed->count() > 0) fn(*packed);
+        }
+      }
       if (block.spec.moe.shared_width() > 0) {
         fn(moe.shared_gate_up);
         fn(moe.shared_down);

@@ -45,8 +45,8 @@ std::shared_ptr<BenchLayer> MakeLayer(const MoeShape& s, DType format, Executor 
   config = {.router = {.num_experts = s.E, .top_k = s.k, .normalize = s.k > 1}, .expert_width = s.F, .executor = executor};
   MoeWeights& w = out->layer.weights;
   w = AddMoeWeights(config, s.D, "", format, out->store);
-  out->gate_up = GiveStorage(w.gate_up, training, seed, ctx);
-  out->down = GiveStorage(w.down, training, seed + 1, ctx);
+  out->gate_up = GiveStorage(w.experts[0].gate_up, training, seed, ctx);
+  out->down = GiveStorage(w.experts[0].down, training, seed + 1, ctx);
   Tensor router({s.E, s.D});
   FillRandomValues(router.span(), 0.02f, seed + 2, ctx);
   w.gate.first.PackOne(0, router.mat(), training, ctx);

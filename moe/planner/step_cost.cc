@@ -22,6 +22,24 @@ Cost SwigluFfn(DType format, int64_t D, int64_t F, double copies, double rows) {
   return cost += Product(format, D, F, copies, rows);
 }
 
+// `distinct` experts read, `rows` rows in all: of experts that differ, the means.
+Cost Experts(DType format, int64_t D, const MoeConfig& moe, double distinct, double rows) {
+  Cost cost;
+  for (const ExpertGroup& group : moe.experts()) {
+    const ExpertSpec& spec = group.spec;
+    const double share = static_cast<double>(group.count) / static_cast<double>(moe.router.num_experts);
+    if (spec.kind == ExpertKind::kConstant) {
+      cost += {.bytes = share * distinct * kF32Bytes * 3 * static_cast<double>(D),
+               .flop = share * rows * 8 * static_cast<double>(D)};
+    }
+    if (!spec.is_ffn()) continue;
+    cost += Product(format, spec.product_width(), D, share * distinct, share * rows);
+    if (spec.depth == 2) cost += Product(format, spec.product_width(), spec.width, share * distinct, share * rows);
+    cost += Product(format, D, spec.width, share * distinct, share * rows);
+  }
+  return cost;
+}
+
 Cost Norm(int64_t width) {
   return {.bytes = kF32Bytes * static_cast<double>(width)};
 }
@@ -66,8 +84,10 @@ StepCost DecodeCost(const ModelConfig& config, DType format, const DecodeStep& s
     const bool linear = router.gate == GateNetwork::kLinear;  // of its own dtype, whatever the model's
     if (!linear) cost.router += Product(DType::kF32, router.gate_width, D, 1, B);
     cost.router += Product(router.dtype, router.num_experts, linear ? D : router.gate_width, 1, B);
-    cost.ffn += SwigluFfn(format, D, layer.moe.expert_width, distinct_experts[l], B * static_cast<double>(router.top_k));
+    cost.ffn += Experts(format, D, layer.moe, distinct_experts[l], B * static_cast<double>(router.top_k));
     if (layer.moe.shared_width() > 0) cost.ffn += SwigluFfn(format, D, layer.moe.shared_width(), 1, B);
+    if (layer.moe.shared_gate)
+      cost.ffn += {.bytes = kF32Bytes * static_cast<double>(D), .flop = 2 * B * static_cast<double>(D)};
   }
   cost.other = Norm(D);
   cost.other.bytes += B * static_cast<double>(D) * kF32Bytes;  // embedding rows

@@ -39,6 +39,7 @@ struct StepCost {
   Cost total() const;
 };
 
+// Experts that differ are counted as their mean, as if chosen uniformly; zero and copy cost nothing.
 // distinct_experts [L]: experts with at least one token in each layer, measured or expected; ignored for dense layers.
 StepCost DecodeCost(const ModelConfig& config, DType format, const DecodeStep& step, std::span<const double> distinct_experts);
 

@@ -31,8 +31,10 @@ double RoughBytes(const ModelConfig& c, const SweepOptions& options) {
     if (layer.ffn == FfnKind::kMoe) {
       const MoeConfig& moe = layer.moe;
       const double shared_width = static_cast<double>(moe.shared_expert_width > 0 ? moe.shared_expert_width : moe.expert_width);
-      width = static_cast<double>(moe.router.num_experts) * static_cast<double>(moe.expert_width) +
-              static_cast<double>(moe.num_shared_experts) * shared_width;
+      width = static_cast<double>(moe.num_shared_experts) * shared_width;
+      for (const ExpertGroup& group : moe.experts()) {
+        values += static_cast<double>(group.count) * RoughValuesOf(group.spec, c.hidden);
+      }
     }
     values += 3 * D * width + 2 * (heads + kv_heads) * P * D + 2 * B * positions * kv_heads * P;
   }

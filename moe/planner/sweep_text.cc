@@ -29,7 +29,7 @@ std::string Experts(const ModelConfig& config) {
   for (const LayerSpec& layer : config.layers) {
     if (layer.ffn != FfnKind::kMoe) continue;
     const MoeConfig& moe = layer.moe;
-    return fmt::format("{} experts of width {}, top-{}{}", moe.router.num_experts, moe.expert_width, moe.router.top_k,
+    return fmt::format("{}, top-{}{}", ExpertsText(moe), moe.router.top_k,
                        moe.shared_width() > 0 ? fmt::format(", shared width {}", moe.shared_width()) : "");
   }
   return fmt::format("dense, width {}", config.layers.front().ffn_width);

@@ -4,12 +4,15 @@
 #include <cmath>
 #include <filesystem>
 #include <map>
+#include <optional>
+#include <sstream>
 
 #include "moe/base/edit_distance.h"
 #include "moe/files/atomic_file.h"
 #include "moe/files/utf8.h"
 #include "moe/train/recipe_checks.h"
 #include "moe/train/recipe_fields.h"
+#include "moe/train/recipe_from.h"
 #include "moe/train/recipe_variants.h"
 #include "moe/train/toml.h"
 
@@ -106,6 +109,27 @@ struct Reader {
       return Wrong(g, Shown(*g.node), fmt::format("one of {}", fmt::join(PolicyNames(), ", ")));
     }
     member = text->get();
+    return {};
+  }
+  // A list of entries, or a string with commas between them.
+  static Status Read(const Given& g, std::vector<ExpertGroup>& member, AnyGroups) {
+    std::vector<std::string> entries;
+    if (const auto* text = g.node->as_string()) {
+      std::istringstream parts(text->get());
+      for (std::string entry; std::getline(parts, entry, ',');) entries.push_back(entry);
+    } else if (const auto* list = g.node->as_array()) {
+      for (const toml::node& item : *list) {
+        if (!item.is_string()) return Wrong(g, Shown(item), "a list of entries like \"6 silu 256\"");
+        entries.push_back(item.as_string()->get());
+      }
+    }
+    if (entries.empty()) return Wrong(g, Shown(*g.node), "a list of entries like \"6 silu 256\"");
+    member.clear();
+    for (const std::string& entry : entries) {
+      auto group = ParseExpertGroup(entry, g.where);
+      if (!group) return tl::make_unexpected(Error{group.error().where, group.error().what, g.from_flag ? 2 : 1});
+      member.push_back(*group);
+    }
     return {};
   }
   Status Read(const Given& g, std::string& member, std::nullptr_t) {
@@ -271,10 +295,21 @@ Result<Recipe> ParseRecipe(std::string_view text, const std::string& where, cons
     recipe.model.top_k = recipe.router.config.top_k;
   }
   Reader reader{given, folder, recipe.relative_paths};
+  std::optional<Recipe> begins_as;  // what model.from says
+  if (const auto from = given.find("model.from"); from != given.end() && !overrides.own_text) {
+    MOE_TRY(reader.Read(from->second, recipe.model.from, nullptr));
+    MOE_TRY(TakeShape(from->second.where, recipe));
+    begins_as = recipe;
+  }
   VisitRecipe(recipe, [&](std::string_view key, auto& member, const auto& range) {
     if (!(no_experts && key == "model.experts")) reader(key, member, range);
   });
   MOE_TRY(reader.status);
+  for (const auto& [key, value] : given) {
+    if (!begins_as || !IsShapeKey(key) || ValueOf(recipe, key) == ValueOf(*begins_as, key)) continue;
+    return Wrong(value, Shown(*value.node),
+                 fmt::format("{}, or no such key: {} says so", ValueOf(*begins_as, key), recipe.model.from));
+  }
   if (overrides.minutes > 0) recipe.train.minutes = overrides.minutes;
   const auto replace = [&](const char* flag, const std::vector<std::string>& paths, std::vector<std::string>& list) -> Status {
     if (!paths.empty()) list.clear();

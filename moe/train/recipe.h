@@ -21,16 +21,20 @@ namespace moe {
 enum class RecipeFfn : uint8_t { kMoe, kDense, kDenseActive, kDenseTotal };
 enum class TokenizerKind : uint8_t { kBytes, kBpe, kFile };
 
-// [model]
+// [model] Of a run that begins with a model's weights, all but `from` and `executor` follow from that model.
 struct ModelRecipe {
+  std::string from;  // a model folder
   int64_t layers = 4, hidden = 256, heads = 4;
   int64_t kv_heads = 0;    // default: heads
   int64_t head_width = 0;  // default: hidden / heads
   int64_t context = 256;   // longest sequence
   RecipeFfn ffn = RecipeFfn::kMoe;
   int64_t experts = 8, top_k = 2, expert_width = 256;
+  std::vector<ExpertGroup> expert_groups;           // of experts that differ; instead of expert_width
+  std::vector<int64_t> layer_experts, layer_top_k;  // [layers] instead of experts and top_k; 0 of dense layers
   int64_t shared_experts = 0;
   int64_t shared_expert_width = 0;  // default: expert_width
+  bool shared_expert_gate = false;
   Executor executor = Executor::kGrouped;
   int64_t ffn_width = 0;              // of dense layers
   std::vector<int64_t> dense_layers;  // layers of an MoE model that are dense
@@ -115,6 +119,7 @@ struct RecipeOverrides {
   std::string dtype;
   const DataRecipe* begun = nullptr;       // of the run that is resumed
   const RecipeVariant* variant = nullptr;  // whose sets come after `sets`
+  bool own_text = false;                   // a run's own recipe.toml, which has every key: model.from is not looked at
 };
 
 // Errors are one line: file (and line), key, what was got, what was expected; an unknown key comes with the nearest known one,

@@ -40,6 +40,53 @@ Status RefuseIdleKeys(const Recipe& recipe, const RecipeKeys& keys) {
   return status;
 }
 
+// How many experts there are, where groups say it.
+Status ResolveExperts(ModelRecipe& m, const KeyErrors& wrong) {
+  if (m.ffn == RecipeFfn::kDense) return {};
+  int64_t in_groups = 0;
+  for (const ExpertGroup& group : m.expert_groups) in_groups += group.count;
+  if (in_groups > 0 && !m.layer_experts.empty()) {
+    return wrong({"model.layer_experts", "model.expert_groups"},
+                 "got it beside model.expert_groups, expected one of them: groups say how many experts a layer has");
+  }
+  if (in_groups > 0 && !wrong.keys.written.contains("model.experts")) m.experts = in_groups;
+  if (in_groups > 0 && in_groups != m.experts) {
+    return wrong({"model.expert_groups", "model.experts"}, "got {} experts, expected model.experts {}", in_groups, m.experts);
+  }
+  if (m.layer_experts.empty() && m.layer_top_k.empty() && m.top_k > m.experts) {
+    return wrong({"model.top_k", "model.experts", "model.expert_groups"}, "got {}, expected at most model.experts {}", m.top_k,
+                 m.experts);
+  }
+  return {};
+}
+
+// Lists of one number for each layer: 0 of dense ones.
+Status CheckLayerCounts(const ModelRecipe& m, const KeyErrors& wrong) {
+  for (const auto& [key, list] : {std::pair{"model.layer_experts", &m.layer_experts}, {"model.layer_top_k", &m.layer_top_k}}) {
+    if (list->empty()) continue;
+    if (std::ssize(*list) != m.layers) {
+      return wrong({key, "model.layers"}, "got {} numbers, expected one for each of the {} layers", list->size(), m.layers);
+    }
+    for (int64_t layer = 0; layer < m.layers; ++layer) {
+      const int64_t value = (*list)[static_cast<size_t>(layer)];
+      const bool dense = std::ranges::binary_search(m.dense_layers, layer);
+      if (dense == (value == 0)) continue;
+      return wrong({key, "model.dense_layers"}, "got {} for layer {}, expected {}", value, layer,
+                   dense ? "0: it is dense" : "1 or more, or the layer in model.dense_layers");
+    }
+  }
+  if (m.ffn == RecipeFfn::kDense || (m.layer_experts.empty() && m.layer_top_k.empty())) return {};
+  for (int64_t layer = 0; layer < m.layers; ++layer) {
+    const auto l = static_cast<size_t>(layer);
+    const int64_t experts = m.layer_experts.empty() ? m.experts : m.layer_experts[l];
+    const int64_t top_k = m.layer_top_k.empty() ? m.top_k : m.layer_top_k[l];
+    if (std::ranges::binary_search(m.dense_layers, layer) || top_k <= experts) continue;
+    return wrong({m.layer_top_k.empty() ? "model.top_k" : "model.layer_top_k", "model.layer_experts"},
+                 "got {} for layer {}, expected at most its {} experts", top_k, layer, experts);
+  }
+  return {};
+}
+
 // Fills in defaults that depend on other keys, then checks what ranges alone cannot.
 Status Resolve(Recipe& recipe, const KeyErrors& wrong) {
   ModelRecipe& m = recipe.model;
@@ -64,9 +111,7 @@ Status Resolve(Recipe& recipe, const KeyErrors& wrong) {
   if (m.heads % m.kv_heads != 0) {
     return wrong({"model.kv_heads", "model.heads"}, "got {}, expected a divisor of model.heads {}", m.kv_heads, m.heads);
   }
-  if (m.ffn != RecipeFfn::kDense && m.top_k > m.experts) {
-    return wrong({"model.top_k", "model.experts"}, "got {}, expected at most model.experts {}", m.top_k, m.experts);
-  }
+  MOE_TRY(ResolveExperts(m, wrong));
   if (m.ffn_width == 0 && (m.ffn == RecipeFfn::kDense || !m.dense_layers.empty())) {
     return wrong({"model.ffn_width", "model.ffn", "model.dense_layers"}, "got nothing, expected the width of the dense layers");
   }
@@ -81,6 +126,7 @@ Status Resolve(Recipe& recipe, const KeyErrors& wrong) {
   if (static_cast<int64_t>(m.dense_layers.size()) == m.layers) {
     return wrong({"model.dense_layers", "model.layers"}, "got all layers, expected model.ffn = \"dense\" for that");
   }
+  MOE_TRY(CheckLayerCounts(m, wrong));
   if (recipe.tokenizer.kind == TokenizerKind::kFile && recipe.tokenizer.file.empty()) {
     return wrong({"tokenizer.file", "tokenizer.kind"},
                  "got nothing, expected the tokenizer.json that tokenizer.kind \"file\" asks for");
@@ -143,6 +189,11 @@ std::string_view IdleBecause(const Recipe& recipe, std::string_view key) {
   } else if (key == "model.ffn_width" && recipe.model.dense_layers.empty()) {
     return "no layer is dense; set model.ffn = \"dense\" or model.dense_layers";
   }
+  if (key == "model.expert_width" && !recipe.model.expert_groups.empty()) return "model.expert_groups gives widths";
+  if (key == "model.experts" && !recipe.model.layer_experts.empty()) return "model.layer_experts says it layer by layer";
+  if (key == "model.top_k" && !recipe.model.layer_top_k.empty()) return "model.layer_top_k says it layer by layer";
+  const auto is_zero = [](const ExpertGroup& group) { return group.spec.kind == ExpertKind::kZero; };
+  if (key == "router.normalize_after_drop" && std::ranges::any_of(recipe.model.expert_groups, is_zero)) return "";
   if (key == "tokenizer.vocab_size" && recipe.tokenizer.kind != TokenizerKind::kBpe) {
     return "only tokenizer.kind \"bpe\" has a size to choose";
   }

@@ -27,20 +27,23 @@ inline constexpr Choices<TokenizerKind, 3> kTokenizerChoices{
 inline constexpr Choices<DType, 2> kDTypeChoices{{{{"f32", DType::kF32}, {"bf16", DType::kBf16}}}};
 
 // Keys that a model of ffn = "dense" has no use for.
-inline constexpr std::array<std::string_view, 7> kMoeKeys = {
-    "model.experts",  "model.top_k",       "model.expert_width", "model.shared_experts", "model.shared_expert_width",
-    "model.executor", "model.dense_layers"};
+inline constexpr std::array<std::string_view, 11> kMoeKeys = {
+    "model.experts",       "model.top_k",        "model.expert_width",      "model.expert_groups",
+    "model.layer_experts", "model.layer_top_k",  "model.shared_experts",    "model.shared_expert_width",
+    "model.executor",      "model.dense_layers", "model.shared_expert_gate"};
 inline bool IsMoeKey(std::string_view key) {
   return key.starts_with("router.") || std::ranges::find(kMoeKeys, key) != kMoeKeys.end();
 }
 
 struct AnyPolicy {};  // a name of PolicyNames(), or none
+struct AnyGroups {};  // entries of ParseExpertGroup
 
 // visit(key, member, range or choices); lists have no range.
 template <class RecipeT, class Visitor>
 void VisitRecipe(RecipeT& r, Visitor&& visit) {
   constexpr NumberRange kPositive{0, kMostNumber, true}, kNotNegative{0, kMostNumber}, kShare{0, 1, false, true};
   constexpr WholeRange kCount{1, kMostWhole}, kCountOrNone{0, kMostWhole};
+  visit("model.from", r.model.from, nullptr);
   visit("model.layers", r.model.layers, WholeRange{1, 10000});
   visit("model.hidden", r.model.hidden, WholeRange{1, 1 << 20});
   visit("model.heads", r.model.heads, WholeRange{1, 1 << 16});
@@ -51,8 +54,12 @@ void VisitRecipe(RecipeT& r, Visitor&& visit) {
   visit("model.experts", r.model.experts, WholeRange{1, 1 << 16});
   visit("model.top_k", r.model.top_k, WholeRange{1, 1 << 16});
   visit("model.expert_width", r.model.expert_width, WholeRange{1, 1 << 20});
+  visit("model.expert_groups", r.model.expert_groups, AnyGroups{});
+  visit("model.layer_experts", r.model.layer_experts, WholeRange{0, 1 << 16});
+  visit("model.layer_top_k", r.model.layer_top_k, WholeRange{0, 1 << 16});
   visit("model.shared_experts", r.model.shared_experts, WholeRange{0, 1 << 16});
   visit("model.shared_expert_width", r.model.shared_expert_width, WholeRange{1, 1 << 20});
+  visit("model.shared_expert_gate", r.model.shared_expert_gate, nullptr);
   visit("model.executor", r.model.executor, kExecutorChoices);
   visit("model.ffn_width", r.model.ffn_width, WholeRange{1, 1 << 24});
   visit("model.dense_layers", r.model.dense_layers, WholeRange{0, 9999});

@@ -52,6 +52,11 @@ std::string Text(const std::vector<std::string>& values, std::nullptr_t) {
   for (const std::string& value : values) out += (out.empty() ? "" : ", ") + Quoted(value);
   return "[" + out + "]";
 }
+std::string Text(const std::vector<ExpertGroup>& groups, AnyGroups) {
+  std::string out;
+  for (const ExpertGroup& group : groups) out += (out.empty() ? "" : ", ") + Quoted(ToText(group));
+  return groups.empty() ? "" : "[" + out + "]";
+}
 std::string Text(const std::vector<int64_t>& values, const WholeRange&) {
   return values.empty() ? "" : fmt::format("[{}]", fmt::join(values, ", "));
 }
@@ -128,11 +133,13 @@ Result<ModelConfig> MakeModelConfig(const Recipe& recipe, int64_t vocab_size, in
                      .eos_id = eos_id};
   RouterConfig router = recipe.router.config;
   router.num_experts = m.experts, router.top_k = m.top_k;
-  const MoeConfig moe{.router = router,
-                      .expert_width = m.expert_width,
-                      .num_shared_experts = m.shared_experts,
-                      .shared_expert_width = m.shared_expert_width,
-                      .executor = m.executor};
+  MoeConfig moe{.router = router,
+                .expert_width = m.expert_width,
+                .num_shared_experts = m.shared_experts,
+                .shared_expert_width = m.shared_expert_width,
+                .shared_gate = m.shared_expert_gate,
+                .executor = m.executor};
+  if (!m.expert_groups.empty()) SetExperts(m.expert_groups, moe);
   for (int64_t layer = 0; layer < m.layers; ++layer) {
     const bool dense = m.ffn == RecipeFfn::kDense || std::ranges::binary_search(m.dense_layers, layer);
     LayerSpec spec;
@@ -141,6 +148,8 @@ Result<ModelConfig> MakeModelConfig(const Recipe& recipe, int64_t vocab_size, in
       spec.ffn_width = m.ffn_width;
     } else {
       spec.moe = moe;
+      if (!m.layer_experts.empty()) spec.moe.router.num_experts = m.layer_experts[static_cast<size_t>(layer)];
+      if (!m.layer_top_k.empty()) spec.moe.router.top_k = m.layer_top_k[static_cast<size_t>(layer)];
     }
     config.layers.push_back(spec);
   }

@@ -10,6 +10,7 @@
 #include "moe/base/clock.h"
 #include "moe/base/cpu_info.h"
 #include "moe/files/atomic_file.h"
+#include "moe/model/load.h"
 #include "moe/model/save.h"
 #include "moe/train/run_folder.h"
 #include "moe/train/training_data.h"
@@ -57,6 +58,7 @@ class Run {
   Status PrepareResumed();
   Status LoadData(const std::string& tokenizer_path);
   Status MakeModel();
+  Status Restart();
   Status Begin();
   Status Resume();
   Status Calibrate();
@@ -117,9 +119,10 @@ Status Run::PrepareResumed() {
   state_ = opened_->state;
   const std::string own = PathIn(folder_, "recipe.toml");
   where_ = options_.recipe.empty() ? own : options_.recipe;
-  MOE_TRY(const Recipe begun, ParseRecipe(state_.recipe, own, folder_));
+  MOE_TRY(const Recipe begun, ParseRecipe(state_.recipe, own, folder_, {.own_text = true}));
   RecipeOverrides overrides = options_.overrides;
   overrides.begun = &begun.data;
+  overrides.own_text = options_.recipe.empty();
   MOE_TRY(recipe_, options_.recipe.empty() ? ParseRecipe(state_.recipe, own, folder_, overrides)
                                            : LoadRecipe(options_.recipe, overrides));
   if (const std::string key = FirstDifference(recipe_, begun); !key.empty()) {
@@ -174,14 +177,20 @@ Status Run::MakeModel() {
   return {};
 }
 
-Status Run::Begin() {
+Status Run::Restart() {
   trainer_->Restart(ctx_);
+  if (recipe_.model.from.empty()) return {};
+  return LoadWeights(recipe_.model.from, *model_, ctx_);
+}
+
+Status Run::Begin() {
+  MOE_TRY(Restart());
   std::string origin;
   if (recipe_.train.steps == 0) {
     origin = fmt::format("# steps were calibrated from minutes = {}\n", recipe_.train.minutes);
     MOE_TRY(Calibrate());
     recipe_.train.minutes = 0;
-    trainer_->Restart(ctx_);
+    MOE_TRY(Restart());
   }
   state_.data_digest = Digest(data_->train);
   state_.tokenizer_digest = DigestOf(data_->tokenizer);

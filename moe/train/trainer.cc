@@ -145,7 +145,9 @@ Status Trainer::Step(StepMetrics& metrics, ExecContext& ctx) {
     if (!std::isfinite(metrics.grad_norm)) return NotFinite("the gradient's norm", metrics.grad_norm);
     for (size_t i = 0; recipe_.skip_idle_experts && i < packs_.size(); ++i) {
       if (packs_[i].experts_of < 0) continue;
-      optimized_[i].tokens_per_expert = stats_.layers[static_cast<size_t>(packs_[i].experts_of)].tokens_per_expert;
+      const std::span<const int64_t> all = stats_.layers[static_cast<size_t>(packs_[i].experts_of)].tokens_per_expert;
+      optimized_[i].tokens_per_expert =
+          all.subspan(static_cast<size_t>(packs_[i].first_expert), static_cast<size_t>(optimized_[i].parameter->experts));
     }
     ApplyAdamw(optimizer_, optimized_, metrics.lr, metrics.grad_norm, ctx);
     model_.UpdateRouters(stats_);

@@ -11,6 +11,7 @@
 #include "moe/mixture/capacity.h"
 #include "moe/mixture/moe_layer.h"
 #include "testing/reference/bounded.h"
+#include "testing/reference/expert_twin.h"
 #include "testing/reference/gate_twin.h"
 #include "testing/reference/tape.h"
 
@@ -20,13 +21,36 @@ namespace moe::test {
 template <class Real>
 struct MoeTwinWeights {
   std::vector<Real> router;          // [E,D], or [E,gate_width]
-  std::vector<Real> gate_up;         // [E,2F,D], gates and ups interleaved in groups of 16
+  std::vector<Real> gate_up;         // [E,2F,D], gates and ups interleaved in groups of 16; of plain experts [F,D]
   std::vector<Real> down;            // [E,D,F]
   std::vector<Real> shared_gate_up;  // [2Fs,D]
   std::vector<Real> shared_down;     // [D,Fs]
   std::vector<Real> router_bias;     // [E], or empty: none
   std::vector<Real> router_hidden;   // [gate_width,D], or empty: a linear gate
   std::vector<Real> router_scale;    // [1] of a cosine gate, else empty
+  std::vector<Real> shared_gate;     // [D], or empty: none
+  // Of the experts that have them, one after the other: as ExpertWeights.
+  std::vector<Real> middle, constant, mix;
+
+  // of(name) of a parameter without its prefix; empty: there is none.
+  template <class Of>
+  static MoeTwinWeights Gather(const MoeConfig& config, Of&& of) {
+    MoeTwinWeights w;
+    w.router = of("router"), w.router_bias = of("router_bias"), w.shared_gate = of("shared.gate");
+    w.router_hidden = of("router_hidden"), w.router_scale = of("router_scale");
+    w.shared_gate_up = of("shared.gate_up"), w.shared_down = of("shared.down");
+    const size_t groups = config.experts().size();
+    for (size_t g = 0; g < groups; ++g) {
+      const std::string prefix = groups > 1 ? fmt::format("experts.{}.", g) : "experts.";
+      const auto append = [&](std::vector<Real>& to, const char* name) {
+        const std::vector<Real> from = of(prefix + name);
+        to.insert(to.end(), from.begin(), from.end());
+      };
+      append(w.gate_up, "gate_up"), append(w.gate_up, "up"), append(w.middle, "middle"), append(w.down, "down");
+      append(w.constant, "constant"), append(w.mix, "mix");
+    }
+    return w;
+  }
 
   template <class Other>
   static std::vector<Real> Convert(const std::vector<Other>& from) {
@@ -35,7 +59,8 @@ struct MoeTwinWeights {
   template <class Other>
   static MoeTwinWeights From(const MoeTwinWeights<Other>& w) {
     return {Convert(w.router),      Convert(w.gate_up),     Convert(w.down),          Convert(w.shared_gate_up),
-            Convert(w.shared_down), Convert(w.router_bias), Convert(w.router_hidden), Convert(w.router_scale)};
+            Convert(w.shared_down), Convert(w.router_bias), Convert(w.router_hidden), Convert(w.router_scale),
+            Convert(w.shared_gate), Convert(w.middle),      Convert(w.constant),      Convert(w.mix)};
   }
 };
 
@@ -51,9 +76,7 @@ class MoeTwin {
   MoeTwinWeights<Real> w;
 
   // ---- after Forward
-  struct Ffn {
-    std::vector<Real> gate_up, hidden, out;  // of one row: [2F] before the activation, [F] after it, [D]
-  };
+  using Ffn = typename ExpertTwin<Real>::Saved;
   struct Slot {
     int64_t token, expert, position;  // position in its expert's queue
     bool kept;
@@ -64,6 +87,7 @@ class MoeTwin {
   std::vector<Real> logits, probs, lse;    // [T,E], [T,E], [T]
   std::vector<std::vector<Slot>> slots;    // of each token, best first
   std::vector<Ffn> shared;                 // of each token
+  std::vector<Real> shared_gates;          // of each token, where they have a gate
   std::vector<int64_t> tokens_per_expert;  // before dropping
   int64_t num_tokens = 0, num_dropped = 0;
   Real balance_loss = 0, z_loss = 0, entropy = 0;
@@ -75,9 +99,10 @@ class MoeTwin {
   void Forward() {
     using std::exp, std::log;
     const RouterConfig& rc = config.router;
-    const int64_t E = rc.num_experts, F = config.expert_width, Fs = config.shared_width();
+    const int64_t E = rc.num_experts, Fs = config.shared_width();
     y.assign(Size(T * D), Real(0)), logits.assign(Size(T * E), Real(0)), probs = logits, lse.assign(Size(T), Real(0));
-    slots.assign(Size(T), {}), shared.assign(Size(T), {}), tokens_per_expert.assign(Size(E), 0);
+    slots.assign(Size(T), {}), shared.assign(Size(T), {}), shared_gates.assign(Size(T), Real(1)),
+        tokens_per_expert.assign(Size(E), 0);
     num_tokens = num_dropped = 0;
     gate_ = {.config = rc, .D = D, .w = {w.router_hidden, w.router, w.router_scale, w.router_bias}};
     std::vector<Real> prob_sum(Size(E), Real(0));
@@ -110,19 +135,26 @@ class MoeTwin {
       for (int64_t j = 0; j < rc.top_k; ++j) {
         const int64_t e = order[Size(j)];
         Slot slot{.token = t, .expert = e, .position = tokens_per_expert[Size(e)]++};
-        slot.kept = capacity == kNoCapacity || slot.position < capacity;
-        num_dropped += slot.kept ? 0 : 1;
-        slot.gate = exps[Size(e)] / (SumsToOne() ? chosen_sum : sum);
-        if (slot.kept) {
-          slot.ffn = RunFfn(Input(t, slot.gate), F, w.gate_up, w.down, e);
-          slot.ffn.out = Operand(slot.ffn.out.data(), D);
-        }
+        const bool zero = Expert(e).spec.kind == ExpertKind::kZero;  // has no row, and is not dropped
+        slot.kept = !zero && (capacity == kNoCapacity || slot.position < capacity);
+        num_dropped += slot.kept || zero ? 0 : 1;
+        slot.gate = exps[Size(e)] / (SumsToOne() && !rc.normalize_after_drop ? chosen_sum : sum);
         slots[Size(t)].push_back(slot);
       }
-      if (Fs > 0) shared[Size(t)] = RunFfn(Input(t), Fs, w.shared_gate_up, w.shared_down, 0);
+      if (rc.normalize_after_drop) {
+        Real kept_sum(0);
+        for (const Slot& s : slots[Size(t)]) kept_sum += s.kept ? s.gate : Real(0);
+        for (Slot& s : slots[Size(t)]) s.gate = s.kept ? s.gate / kept_sum : Real(0);
+      }
+      for (Slot& s : slots[Size(t)]) {
+        if (s.kept) s.ffn = Expert(s.expert).Forward(Input(t, s.gate)), s.ffn.out = Operand(s.ffn.out.data(), D);
+      }
+      if (Fs > 0) shared[Size(t)] = Shared().Forward(Input(t));
+      if (config.shared_gate) shared_gates[Size(t)] = Sigmoid(DotOf(D, w.shared_gate.data(), 1, Row(x, t, D), 1));
       for (int64_t d = 0; d < D; ++d) {
         Real& out = y[Size(t * D + d)];
-        if (Fs > 0) out += shared[Size(t)].out[Size(d)];
+        if (Fs > 0)
+          out += config.shared_gate ? shared_gates[Size(t)] * shared[Size(t)].out[Size(d)] : shared[Size(t)].out[Size(d)];
         for (const Slot& s : slots[Size(t)]) {
           if (s.kept) out += rc.gates_input ? s.ffn.out[Size(d)] : s.gate * s.ffn.out[Size(d)];
         }
@@ -145,28 +177,39 @@ class MoeTwin {
   // Gradients of Objective, by hand.
   void Backward(const std::vector<double>& d_y_values, double loss_scale) {
     const RouterConfig& rc = config.router;
-    const int64_t E = rc.num_experts, F = config.expert_width, Fs = config.shared_width();
+    const int64_t E = rc.num_experts, Fs = config.shared_width();
     const std::vector<Real> d_y = MoeTwinWeights<Real>::Convert(d_y_values);
     d_x.assign(Size(T * D), Real(0)), d_logits.assign(Size(T * E), Real(0)), d_gate.clear();
     const double n = static_cast<double>(std::max<int64_t>(num_tokens, 1));
-    std::vector<FfnGrads> grads(Size(E));
-    FfnGrads shared_grads;
+    std::vector<typename ExpertTwin<Real>::Grads> grads(Size(E));
+    typename ExpertTwin<Real>::Grads shared_grads;
+    std::vector<Real> d_shared_gate(Size(T), Real(0));
     for (int64_t t = 0; t < T; ++t) {
       if (!IsToken(t)) continue;
       std::vector<Real> d_gates;
       std::vector<Real> from_experts(Size(D), Real(0));
       if (Fs > 0) {
-        const std::vector<Real> d = FfnBackward(Input(t), Fs, w.shared_gate_up, w.shared_down, 0, shared[Size(t)],
-                                                {d_y.begin() + t * D, d_y.begin() + (t + 1) * D}, shared_grads);
-        for (int64_t i = 0; i < D; ++i) from_experts[Size(i)] += d[Size(i)];
+        std::vector<Real> d_out(d_y.begin() + t * D, d_y.begin() + (t + 1) * D);
+        Real d_z(0);
+        if (config.shared_gate) {
+          const Real& gate = shared_gates[Size(t)];
+          std::vector<Real> gated = shared[Size(t)].out;
+          for (Real& v : gated) v = gate * v;
+          d_z = d_shared_gate[Size(t)] = DotOf(D, gated.data(), 1, d_out.data(), 1) * (Real(1) + -gate);
+          for (Real& v : d_out) v = gate * v;
+        }
+        const std::vector<Real> d = Shared().Backward(shared[Size(t)], d_out, shared_grads);
+        for (int64_t i = 0; i < D; ++i) {
+          from_experts[Size(i)] += d[Size(i)];
+          if (config.shared_gate) from_experts[Size(i)] += d_z * w.shared_gate[Size(i)];
+        }
       }
       for (const Slot& s : slots[Size(t)]) {
         d_gates.push_back(Real(0));
         if (!s.kept) continue;
         std::vector<Real> d_out(Row(d_y, t, D), Row(d_y, t, D) + D);
         for (int64_t i = 0; !rc.gates_input && i < D; ++i) d_out[Size(i)] = s.gate * d_out[Size(i)];
-        const std::vector<Real> d_in =
-            FfnBackward(Input(t, s.gate), F, w.gate_up, w.down, s.expert, s.ffn, d_out, grads[Size(s.expert)]);
+        const std::vector<Real> d_in = Expert(s.expert).Backward(s.ffn, d_out, grads[Size(s.expert)]);
         const std::vector<Real> d = Operand(d_in.data(), D);
         d_gates.back() =
             rc.gates_input ? DotOf(D, d.data(), 1, Row(x, t, D), 1) : DotOf(D, s.ffn.out.data(), 1, Row(d_y, t, D), 1);
@@ -189,7 +232,7 @@ class MoeTwin {
       if (SumsToOne()) {
         Real mean(0);
         for (size_t j = 0; j < d_gates.size(); ++j) mean += slots[Size(t)][j].gate * d_gates[j];
-        for (size_t j = 0; j < d_gates.size(); ++j) {
+        for (size_t j = 0; j < d_gates.size(); ++j) {  // a gate of 0 shares nothing
           d_z[slots[Size(t)][j].expert] += slots[Size(t)][j].gate * (d_gates[j] + -mean);
         }
       }
@@ -210,13 +253,15 @@ class MoeTwin {
            .router_hidden = d_gate_w.hidden,
            .router_scale = d_gate_w.log_scale};
     for (int64_t e = 0; e < E; ++e) {
-      Contract(grads[Size(e)], 2 * F, D, true, d_w.gate_up);
-      Contract(grads[Size(e)], D, F, false, d_w.down);
+      Expert(e).AppendGradients(grads[Size(e)], d_w);
     }
     if (Fs > 0) {
-      Contract(shared_grads, 2 * Fs, D, true, d_w.shared_gate_up);
-      Contract(shared_grads, D, Fs, false, d_w.shared_down);
+      MoeTwinWeights<Real> d;
+      Shared().AppendGradients(shared_grads, d);
+      d_w.shared_gate_up = d.gate_up, d_w.shared_down = d.down;
     }
+    for (int64_t i = 0; config.shared_gate && i < D; ++i)
+      d_w.shared_gate.push_back(DotOf(T, d_shared_gate.data(), 1, x.data() + i, D));
   }
 
   bool SumsToOne() const { return config.router.score == RouterScore::kTopKSoftmax || config.router.normalize; }
@@ -224,12 +269,6 @@ class MoeTwin {
 
  private:
   GateTwin<Real> gate_;
-  // Rows that contribute to the weight gradients of one FFN, side by side.
-  struct FfnGrads {
-    int64_t rows = 0;
-    std::vector<Real> d_out, hidden, d_gate_up, input;  // [rows,D], [rows,F], [rows,2F], [rows,D]
-  };
-
   static size_t Size(int64_t i) { return static_cast<size_t>(i); }
   static const Real* Row(const std::vector<Real>& m, int64_t row, int64_t cols) { return m.data() + row * cols; }
   std::vector<Real> Operand(const Real* from, int64_t n) const {
@@ -240,7 +279,7 @@ class MoeTwin {
   // What an expert reads of a token; the shared ones: gate 1.
   std::vector<Real> Input(int64_t t, const Real& gate = Real(1)) const {
     std::vector<Real> in(Row(x, t, D), Row(x, t, D) + D);
-    for (Real& v : in) v = Kept(config.router.gates_input ? gate * v : v);
+    for (Real& v : in) v = config.router.gates_input ? gate * v : v;
     return in;
   }
   // As it lies in memory between two products.
@@ -250,60 +289,23 @@ class MoeTwin {
   }
   Real Fraction(int64_t e) const { return Real(FractionValue(e)); }
 
-  static int64_t GateRow(int64_t f) { return f / 16 * 32 + f % 16; }
-  static int64_t UpRow(int64_t f) { return GateRow(f) + 16; }
-
-  Ffn RunFfn(const std::vector<Real>& in, int64_t F, const std::vector<Real>& gate_up, const std::vector<Real>& down,
-             int64_t e) const {
-    using std::exp;
-    Ffn out;
-    const std::vector<Real> W = Operand(Row(gate_up, e, 2 * F * D), 2 * F * D);
-    for (int64_t n = 0; n < 2 * F; ++n) out.gate_up.push_back(DotOf(D, in.data(), 1, Row(W, n, D), 1));
-    for (int64_t f = 0; f < F; ++f) {
-      const Real gate = out.gate_up[Size(GateRow(f))];
-      out.hidden.push_back(gate * (Real(1) / (Real(1) + exp(-gate))) * out.gate_up[Size(UpRow(f))]);
-    }
-    const std::vector<Real> h = Operand(out.hidden.data(), F), V = Operand(Row(down, e, D * F), D * F);
-    for (int64_t d = 0; d < D; ++d) out.out.push_back(DotOf(F, h.data(), 1, Row(V, d, F), 1));
-    return out;
+  ExpertTwin<Real> Expert(int64_t e) const {
+    if (places_.empty()) places_ = PlacesOf(config.experts(), D);
+    const ExpertPlace& at = places_[Size(e)];
+    return {.spec = at.spec,
+            .D = D,
+            .bf16 = bf16,
+            .w = {w.gate_up.data() + at.gate_up, w.middle.data() + at.middle, w.down.data() + at.down,
+                  w.constant.data() + at.constant, w.mix.data() + at.mix}};
+  }
+  ExpertTwin<Real> Shared() const {
+    return {.spec = {.width = config.shared_width()},
+            .D = D,
+            .bf16 = bf16,
+            .w = {.gate_up = w.shared_gate_up.data(), .down = w.shared_down.data()}};
   }
 
-  // Gradient by the FFN's input; adds its row to `grads`.
-  std::vector<Real> FfnBackward(const std::vector<Real>& in, int64_t F, const std::vector<Real>& gate_up,
-                                const std::vector<Real>& down, int64_t e, const Ffn& ffn, const std::vector<Real>& d_out,
-                                FfnGrads& grads) const {
-    using std::exp;
-    const std::vector<Real> W = Operand(Row(gate_up, e, 2 * F * D), 2 * F * D), V = Operand(Row(down, e, D * F), D * F);
-    const std::vector<Real> d_o = Operand(d_out.data(), D);
-    std::vector<Real> d_gate_up_row(Size(2 * F));
-    for (int64_t f = 0; f < F; ++f) {
-      const Real d_h = Kept(DotOf(D, d_o.data(), 1, V.data() + f, F));
-      const Real gate = Kept(ffn.gate_up[Size(GateRow(f))]), up = Kept(ffn.gate_up[Size(UpRow(f))]);
-      const Real sigmoid = Real(1) / (Real(1) + exp(-gate));
-      d_gate_up_row[Size(GateRow(f))] = d_h * up * sigmoid * (Real(1) + gate * (Real(1) + -sigmoid));
-      d_gate_up_row[Size(UpRow(f))] = d_h * gate * sigmoid;
-    }
-    const std::vector<Real> d_gu = Operand(d_gate_up_row.data(), 2 * F);
-    std::vector<Real> d_in;
-    for (int64_t d = 0; d < D; ++d) d_in.push_back(DotOf(2 * F, d_gu.data(), 1, W.data() + d, D));
-    ++grads.rows;
-    const auto append = [](std::vector<Real>& to, const std::vector<Real>& from) {
-      to.insert(to.end(), from.begin(), from.end());
-    };
-    append(grads.d_out, d_o), append(grads.hidden, Operand(ffn.hidden.data(), F));
-    append(grads.d_gate_up, d_gu), append(grads.input, in);
-    return d_in;
-  }
-
-  static void Contract(const FfnGrads& g, int64_t N, int64_t K, bool first_matrix, std::vector<Real>& d_w_out) {
-    const std::vector<Real>& a = first_matrix ? g.d_gate_up : g.d_out;
-    const std::vector<Real>& b = first_matrix ? g.input : g.hidden;
-    for (int64_t i = 0; i < N; ++i) {
-      for (int64_t j = 0; j < K; ++j) {
-        d_w_out.push_back(g.rows == 0 ? Real(0) : DotOf(g.rows, a.data() + i, N, b.data() + j, K));
-      }
-    }
-  }
+  mutable std::vector<ExpertPlace> places_;
 };
 
 }  // namespace moe::test

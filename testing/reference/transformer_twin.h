@@ -185,12 +185,10 @@ class TransformerTwin {
     if (drop && spec.router.capacity.factor > 0) {
       layer.capacity = ExpertCapacity(spec.router, spec.router.capacity.factor, tokens);
     }
-    layer.w = {
-        .router = Get(prefix + "router"), .gate_up = Get(prefix + "experts.gate_up"), .down = Get(prefix + "experts.down")};
-    if (spec.router.gate_width > 0) layer.w.router_hidden = Get(prefix + "router_hidden");
-    if (spec.router.gate == GateNetwork::kCosine) layer.w.router_scale = Get(prefix + "router_scale");
-    if (spec.shared_width() > 0)
-      layer.w.shared_gate_up = Get(prefix + "shared.gate_up"), layer.w.shared_down = Get(prefix + "shared.down");
+    layer.w = MoeTwinWeights<Real>::Gather(spec, [&](const std::string& name) {
+      const auto found = parameters.find(prefix + name);
+      return found == parameters.end() ? Values() : found->second;
+    });
     layer.Forward();
     aux_sum += Real(spec.router.balance_loss) * layer.balance_loss + Real(spec.router.z_loss) * layer.z_loss;
     std::vector<Values> y;

@@ -16,6 +16,21 @@ namespace moe::test {
 
 inline constexpr Executor kExecutors[] = {Executor::kGrouped, Executor::kPadded, Executor::kLoop, Executor::kBlockSparse};
 
+// Can the layer run so? Blocks want experts that are alike.
+inline bool Runs(const MoeConfig& config, Executor executor) {
+  return executor != Executor::kBlockSparse || config.groups.empty();
+}
+// Experts from entries as recipes have them; num_experts follows.
+inline void GiveExperts(MoeConfig& config, const std::vector<std::string>& entries) {
+  std::vector<ExpertGroup> groups;
+  config.router.num_experts = 0;
+  for (const std::string& entry : entries) {
+    groups.push_back(ParseExpertGroup(entry, "test").value());
+    config.router.num_experts += groups.back().count;
+  }
+  SetExperts(groups, config);
+}
+
 inline std::vector<double> ToDoubles(const std::vector<float>& x) {
   return {x.begin(), x.end()};
 }
@@ -88,22 +103,18 @@ class Layer {
     step.slot_row.assign(saved.plan.slot_row.begin(), saved.plan.slot_row.end());
     step.gate = Floats(saved.routing.gate);
     step.probs = Floats(std::span(saved.router.probs.data, static_cast<size_t>(saved.router.probs.size())));
-    const auto grad = [&](const char* name) {
-      Parameter* p = store_.Find(std::string("moe.") + name);
+    step.d_w = MoeTwinWeights<float>::Gather(options_.config, [&](const std::string& name) {
+      Parameter* p = store_.Find("moe." + name);
       return p == nullptr ? std::vector<float>() : Floats(p->grad.span());
-    };
-    step.d_w = {grad("router"),      grad("experts.gate_up"), grad("experts.down"),  grad("shared.gate_up"),
-                grad("shared.down"), grad("router_bias"),     grad("router_hidden"), grad("router_scale")};
+    });
     return step;
   }
 
   MoeTwinWeights<float> Weights() {
-    const auto value = [&](const char* name) {
-      Parameter* p = store_.Find(std::string("moe.") + name);
+    return MoeTwinWeights<float>::Gather(options_.config, [&](const std::string& name) {
+      Parameter* p = store_.Find("moe." + name);
       return p == nullptr ? std::vector<float>() : Floats(p->value.span());
-    };
-    return {value("router"),      value("experts.gate_up"), value("experts.down"),  value("shared.gate_up"),
-            value("shared.down"), value("router_bias"),     value("router_hidden"), value("router_scale")};
+    });
   }
   // capacity as training would set it.
   template <class Real>

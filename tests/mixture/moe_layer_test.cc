@@ -120,6 +120,47 @@ std::vector<Case> Cases() {
     Case& c = add("two_blocks_of_64");
     c.options.config.router.num_experts = 3, c.options.config.expert_width = 128, c.options.D = 5;
   }
+  {
+    Case& c = add("every_kind_of_expert");
+    GiveExperts(c.options.config, {"2 silu 16", "1 relu2 32 plain", "1 gelu 16 plain deep", "1 zero", "1 copy", "1 constant"});
+    c.options.config.router.top_k = 3;
+  }
+  {
+    Case& c = add("every_activation_gated");
+    GiveExperts(c.options.config, {"1 gelu 16", "1 gelu_tanh 32", "1 relu2 16", "1 silu 16 deep", "1 gelu_tanh 16 deep"});
+    c.options.D = 11, c.options.config.num_shared_experts = 1, c.options.config.shared_expert_width = 16;
+  }
+  {
+    Case& c = add("every_activation_plain_deep");
+    GiveExperts(c.options.config, {"1 silu 16 plain deep", "1 gelu_tanh 16 plain", "2 relu2 16 plain deep", "1 silu 48 plain"});
+    c.T = 40;
+  }
+  {
+    Case& c = add("no_products");
+    GiveExperts(c.options.config, {"2 constant", "1 zero", "1 copy", "1 constant"});
+    c.options.D = 19, c.T = 70;
+  }
+  {
+    Case& c = add("alike_but_plain");
+    GiveExperts(c.options.config, {"4 relu2 16 plain"});
+  }
+  {
+    Case& c = add("kinds_drops_padding_shared_gate");
+    GiveExperts(c.options.config, {"1 zero", "2 silu 16", "1 constant", "1 copy", "1 gelu 32 plain", "1 zero"});
+    c.options.config.router.top_k = 3, c.options.config.router.capacity.factor = 0.6;
+    c.options.config.num_shared_experts = 2, c.options.config.shared_expert_width = 16, c.options.config.shared_gate = true;
+    c.valid = {1, 0, 1, 1, 0, 0, 1, 1, 1, 1, 1, 0, 1};
+  }
+  {
+    Case& c = add("zero_experts_share_no_gate");
+    GiveExperts(c.options.config, {"2 zero", "1 silu 16", "1 copy"});
+    c.options.config.router.normalize_after_drop = true;
+  }
+  {
+    Case& c = add("shared_gate");
+    c.options.config.num_shared_experts = 1, c.options.config.shared_gate = true;
+    c.T = 70;
+  }
   return cases;
 }
 
@@ -147,6 +188,10 @@ void ExpectGradients(const MoeTwinWeights<float>& got, const MoeTwinWeights<Boun
   ExpectWithinBounds(got.router_bias, want.router_bias);
   ExpectWithinBounds(got.router_hidden, want.router_hidden);
   ExpectWithinBounds(got.router_scale, want.router_scale);
+  ExpectWithinBounds(got.shared_gate, want.shared_gate);
+  ExpectWithinBounds(got.middle, want.middle);
+  ExpectWithinBounds(got.constant, want.constant);
+  ExpectWithinBounds(got.mix, want.mix);
 }
 
 class LayerAgainstTwin : public testing::TestWithParam<Case> {};
@@ -156,6 +201,7 @@ TEST_P(LayerAgainstTwin, ForwardAndEveryGradientLieWithinDerivedBounds) {
   for (const KernelTable* kernels : SupportedKernelTables()) {
     for (const DType format : {DType::kF32, DType::kBf16}) {
       for (const Executor executor : kExecutors) {
+        if (!Runs(c.options.config, executor)) continue;
         SCOPED_TRACE(fmt::format("{} {} executor {}", kernels->name, Name(format), static_cast<int>(executor)));
         c.options.kernels = kernels, c.options.format = format, c.options.config.executor = executor;
         Layer layer(c.options);
@@ -202,7 +248,8 @@ TEST_P(LayerAgainstTwin, TheTwinsOwnGradientsAreRight) {
     for (Var& x : v) x = tape.Input(x.value);
   };
   for (auto* v : {&taped.x, &taped.w.router, &taped.w.gate_up, &taped.w.down, &taped.w.shared_gate_up, &taped.w.shared_down,
-                  &taped.w.router_bias, &taped.w.router_hidden, &taped.w.router_scale}) {
+                  &taped.w.router_bias, &taped.w.router_hidden, &taped.w.router_scale, &taped.w.shared_gate, &taped.w.middle,
+                  &taped.w.constant, &taped.w.mix}) {
     inputs(*v);
   }
   taped.Forward();
@@ -239,6 +286,10 @@ TEST_P(LayerAgainstTwin, TheTwinsOwnGradientsAreRight) {
   check("down", taped.w.down, twin.d_w.down, by_difference.w.down);
   check("shared_gate_up", taped.w.shared_gate_up, twin.d_w.shared_gate_up, by_difference.w.shared_gate_up);
   check("shared_down", taped.w.shared_down, twin.d_w.shared_down, by_difference.w.shared_down);
+  check("shared_gate", taped.w.shared_gate, twin.d_w.shared_gate, by_difference.w.shared_gate);
+  check("middle", taped.w.middle, twin.d_w.middle, by_difference.w.middle);
+  check("constant", taped.w.constant, twin.d_w.constant, by_difference.w.constant);
+  check("mix", taped.w.mix, twin.d_w.mix, by_difference.w.mix);
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, LayerAgainstTwin, testing::ValuesIn(Cases()), [](const auto& c) { return c.param.name; });

@@ -76,7 +76,7 @@ TEST(Traps, Trap12_RouterStaysInFloat32WhenExpertsAreBf16) {
   const LayerStep step = layer.Train(x, std::vector<float>(8, 1.0f));
   EXPECT_EQ(step.expert, std::vector<int32_t>{2});
   EXPECT_EQ(layer.layer().weights.gate.first.format(), DType::kF32);
-  EXPECT_EQ(layer.layer().weights.gate_up.format(), DType::kBf16);
+  EXPECT_EQ(layer.layer().weights.experts[0].gate_up.format(), DType::kBf16);
 }
 
 // ---- 14: odd sizes.

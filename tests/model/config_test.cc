@@ -47,6 +47,35 @@ TEST(Config, CountsAreThoseOfTheModel) {
   }
 }
 
+TEST(Config, CountsAndTwinsOfExpertsThatDiffer) {
+  ModelConfig config = TinyMoe();
+  MoeConfig& moe = config.layers[0].moe;
+  std::vector<ExpertGroup> groups;
+  for (const char* entry : {"3 silu 32", "1 gelu 32 plain deep", "2 zero", "2 constant"}) {
+    groups.push_back(ParseExpertGroup(entry, "test").value());
+  }
+  moe.router.num_experts = 8, moe.router.top_k = 3;
+  SetExperts(groups, moe);
+  moe.num_shared_experts = 1, moe.shared_expert_width = 16, moe.shared_gate = true;
+  ASSERT_TRUE(Validate(config, "test"));
+  const ParameterCount count = CountParameters(config);
+  const Model model(config, DType::kF32, false);
+  EXPECT_EQ(count.total, model.parameters().num_values());
+  const int64_t experts = 3 * 3 * 24 * 32 + (2 * 24 * 32 + 32 * 32) + 2 * 3 * 24, uniform = 4 * 3 * 24 * 16;
+  EXPECT_EQ(count.experts, experts + uniform);
+  EXPECT_EQ(count.shared_experts, 3 * 24 * 16 + 24);
+  EXPECT_EQ(count.active, count.total - (experts - 3 * experts / 8) - uniform / 2);
+  // To half a step of 16 gated FFN values.
+  for (const TwinKind kind : {TwinKind::kEqualActive, TwinKind::kEqualTotal}) {
+    const ModelConfig twin = DenseTwin(config, kind);
+    const ParameterCount of_twin = CountParameters(twin);
+    const int64_t want = kind == TwinKind::kEqualTotal ? count.total : count.active;
+    const int64_t got = kind == TwinKind::kEqualTotal ? of_twin.total : of_twin.active;
+    EXPECT_NEAR(static_cast<double>(got + count.router + 24), static_cast<double>(want), 3 * 24 * 8);
+    EXPECT_EQ(twin.layers[0].ffn_width % 16, 0);
+  }
+}
+
 TEST(Config, DenseTwinsDifferByTheRouterAlone) {
   for (const ModelConfig& config : Configs()) {
     const ParameterCount moe = CountParameters(config);

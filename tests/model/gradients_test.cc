@@ -68,6 +68,23 @@ std::vector<Case> Cases() {
     RouterConfig &mlp = MoeOf(c.config, 0).router, &cosine = MoeOf(c.config, 1).router;
     mlp.gate = GateNetwork::kMlp, mlp.gate_width = 6;
     cosine.gate = GateNetwork::kCosine, cosine.gate_width = 5, cosine.gates_input = true;
+  });
+  add("experts of many kinds, a gate on the shared ones, other counts per layer", [](Case& c) {
+    const auto give = [&](size_t layer, std::initializer_list<const char*> entries) {
+      MoeConfig& moe = MoeOf(c.config, layer);
+      std::vector<ExpertGroup> groups;
+      moe.router.num_experts = 0;
+      for (const char* entry : entries) {
+        groups.push_back(ParseExpertGroup(entry, "test").value());
+        moe.router.num_experts += groups.back().count;
+      }
+      SetExperts(groups, moe);
+    };
+    give(0, {"1 silu 16", "1 gelu 16 plain deep", "1 zero", "1 constant"});
+    give(1, {"1 copy", "1 relu2 32 plain", "1 gelu_tanh 16 deep"});
+    MoeOf(c.config, 1).num_shared_experts = 1, MoeOf(c.config, 1).shared_expert_width = 16,
+                    MoeOf(c.config, 1).shared_gate = true;
+    c.lengths = {9, 7, 5};
     c.pad = true;
   });
   add("dense only", [](Case& c) { c.config = TinyDense(); });

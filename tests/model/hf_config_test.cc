@@ -211,6 +211,34 @@ TEST(HfConfig, WhatWeCannotDoIsOneLine) {
             "[config.json] eos_token_id: got \"</s>\", expected a token id or a list of them");
 }
 
+TEST(HfConfig, GroupsOfExpertsAreReadStrictly) {
+  ModelConfig config = TinyMoe();
+  MoeConfig& moe = config.layers[1].moe;
+  moe.router.num_experts = 3;
+  SetExperts({{.spec = {.width = 32}, .count = 2}, {.spec = {.kind = ExpertKind::kZero}, .count = 1}}, moe);
+  const json object = json::parse(HfConfigText(config, DType::kF32));
+  EXPECT_EQ(object["layers"][1]["expert_groups"], json({"2 silu 32", "1 zero"}));
+  EXPECT_FALSE(object["layers"][1].contains("moe_intermediate_size"));
+  EXPECT_FALSE(object["layers"][0].contains("expert_groups"));
+  const auto error_with = [&](const char* key, const json& value) {
+    json changed = object;
+    changed["layers"][1][key] = value;
+    return TextOf(changed);
+  };
+  const std::string where = "[config.json: layers: 1: expert_groups] ";
+  EXPECT_EQ(error_with("expert_groups", "2 silu 32"), where + "got \"2 silu 32\", expected a list of strings");
+  EXPECT_EQ(error_with("expert_groups", json::array()), where + "got [], expected a list of strings");
+  EXPECT_EQ(error_with("expert_groups", {2}), where + "got the entry 2, expected a string");
+  EXPECT_EQ(error_with("expert_groups", {"2 silu 32 wide", "1 zero"}),
+            where + "got the entry \"2 silu 32 wide\", expected at most plain and deep, each once, after the width");
+  EXPECT_EQ(error_with("expert_groups", {"2 silu 32"}),
+            "[config.json: layer 1: expert_groups] got 2 experts in all groups, expected 3");
+  EXPECT_EQ(error_with("moe_intermediate_size", 32), where + "got it beside moe_intermediate_size, expected one of them");
+  EXPECT_EQ(error_with("shared_expert_gate", true),
+            "[config.json: layer 1: shared_expert_gate] got true without shared experts, expected both");
+  EXPECT_EQ(error_with("shared_expert_gate", 1), "[config.json: layers: 1] shared_expert_gate: got 1, expected true or false");
+}
+
 TEST(HfConfig, EveryPolicyIsReadAndWritten) {
   ModelConfig config = PresetConfig("olmoe-1b-7b").value();
   RouterConfig router;

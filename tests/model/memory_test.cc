@@ -46,6 +46,19 @@ std::vector<Case> Cases() {
   add("blocks", [](ModelConfig& c) {
     for (LayerSpec& layer : c.layers) layer.moe.executor = Executor::kBlockSparse;
   });
+  add("experts of many kinds, a gate on the shared ones", [](ModelConfig& c) {
+    for (LayerSpec& layer : c.layers) {
+      std::vector<ExpertGroup> groups;
+      for (const char* entry : {"3 silu 128", "1 gelu 128 plain deep", "1 relu2 64 deep", "1 zero", "1 copy", "1 constant"}) {
+        groups.push_back(ParseExpertGroup(entry, "test").value());
+      }
+      SetExperts(groups, layer.moe);
+      layer.moe.num_shared_experts = 1, layer.moe.shared_expert_width = 128, layer.moe.shared_gate = true;
+    }
+  });
+  add("other experts in every layer", [](ModelConfig& c) {
+    c.layers[0].moe.router.num_experts = 4, c.layers[1].moe.router.num_experts = 16, c.layers[1].moe.router.top_k = 3;
+  });
   for (const char* policy :
        {"noise=jitter,noise_scale=0.1", "score=sigmoid,balance_bias=sign,bias=true", "noise=gaussian,noise_scale=1",
         "score=sparsemixer,normalize=false", "selection=sinkhorn", "sequence_loss=1,capacity_factor=1.5",

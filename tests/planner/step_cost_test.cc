@@ -58,6 +58,22 @@ TEST(DecodeCost, MatchesACountByHand) {
   EXPECT_EQ(f32.total().flop, bf16.total().flop);
 }
 
+TEST(DecodeCost, CountsExpertsThatDifferAsTheirMean) {
+  ModelConfig config = SmallConfig();
+  MoeConfig& moe = config.layers[0].moe;
+  moe.num_shared_experts = 0;
+  std::vector<ExpertGroup> groups;
+  for (const char* entry : {"2 silu 32", "1 gelu 64 plain deep", "2 zero", "2 copy", "1 constant"}) {
+    groups.push_back(ParseExpertGroup(entry, "test").value());
+  }
+  SetExperts(groups, moe);
+  const StepCost cost = DecodeCost(config, DType::kF32, {.batch = 4, .context = 9}, std::vector<double>{8, 0});
+  const double swiglu = 3 * 64 * 32, deep = 2 * 64 * 64 + 64 * 64, dense = 3 * 64 * 48, constant = 3 * 64;
+  EXPECT_EQ(cost.ffn.bytes, 4.0 * (2 * 64 + 2 * swiglu + deep + constant + dense));
+  // Eight rows, one for each expert in the mean.
+  EXPECT_EQ(cost.ffn.flop, 2.0 * (2 * swiglu + deep + 4 * 64 + 4 * dense));
+}
+
 TEST(DecodeCost, CountsQkNormWeights) {
   ModelConfig config = SmallConfig();
   const std::vector<double> distinct = {2, 0};

@@ -64,6 +64,12 @@ TEST(Recipe, TextComesBackAsTheSameRecipe) {
            {"model.shared_experts=1", "model.shared_expert_width=48", "router.capacity_factor=1.25", "model.executor=padded"},
            {"model.dense_layers=[0]", "model.ffn_width=96", "train.weight_decay=1e-7", "train.seed=9223372036854775807"},
            {"model.ffn=dense-total", "router.score=topk_softmax", "train.dtype=bf16", "data.files=[\"q\\\"\\\\\\u0001.txt\"]"},
+           {"model.expert_groups=2 silu 32, 1 gelu 16 plain deep, 1 zero",
+            "model.expert_width=", "router.normalize_after_drop=true"},
+           {"model.expert_groups=[\"3 relu2 48\", \"2 constant\", \"1 copy\"]", "model.expert_width=", "model.experts=",
+            "model.shared_experts=1", "model.shared_expert_width=16", "model.shared_expert_gate=true"},
+           {"model.layer_experts=[3, 6]", "model.layer_top_k=[2, 3]", "model.experts=", "model.top_k="},
+           {"model.layer_experts=[0, 6]", "model.experts=", "model.dense_layers=[0]", "model.ffn_width=96"},
            {"tokenizer.kind=bpe", "tokenizer.vocab_size=300", "train.micro_batch_tokens=16", "train.min_lr=0"}}) {
     const auto recipe = Parse(kSmall, {.sets = sets});
     ASSERT_TRUE(recipe) << recipe.error().Message();
@@ -170,21 +176,18 @@ TEST(Recipe, EveryErrorIsOneLineThatNamesFileAndKey) {
       {"model", "", {"router.normalize=1"}, "[--set router.normalize] got 1, expected true or false"},
       {"model", "", {"router.policy=best"}, "[--set router.policy] got 'best', expected one of mixtral, olmoe"},
       {"model", "", {"router.drop=late"}, "[--set router.drop] got 'late', expected \"position\" or \"first_choices\""},
-      {"router",
-       "",
-       {"router.bias_rate=0.5"},
-       "[--set router.bias_rate] got 0.5, expected no such key: balance_bias is"},
-      {"router",
-       "",
-       {"router.group_score=max"},
-       "[--set router.group_score] got 'max', expected no such key: groups is 1"},
+      {"router", "", {"router.bias_rate=0.5"}, "[--set router.bias_rate] got 0.5, expected no such key: balance_bias is"},
+      {"router", "", {"router.group_score=max"}, "[--set router.group_score] got 'max', expected no such key: groups is 1"},
       {"router",
        "",
        {"router.drop=score"},
        "[--set router.drop] got 'score', expected no such key: nothing is dropped without"},
       {"router", "", {"router.sinkhorn_rounds=9"}, "[--set router.sinkhorn_rounds] got 9, expected no such key: selec"},
       {"router", "", {"router.gate_width=9"}, "[--set router.gate_width] got 9, expected no such key: gate is"},
-      {"router", "", {"router.gate=mlp"}, "[r.toml router.gate_width] got 0 with the mlp gate, expected 1 or more hidden values"},
+      {"router",
+       "",
+       {"router.gate=mlp"},
+       "[r.toml router.gate_width] got 0 with the mlp gate, expected 1 or more hidden values"},
       {"router",
        "",
        {"router.load_loss=0.1"},
@@ -209,6 +212,71 @@ TEST(Recipe, EveryErrorIsOneLineThatNamesFileAndKey) {
       {"model", "dense_layers = [1, 1]\nffn_width = 8", {}, "[r.toml:3 model.dense_layers] got a layer twice"},
       {"model", "dense_layers = [0, 1]\nffn_width = 8", {}, "[r.toml:3 model.dense_layers] got all layers"},
       {"model", "dense_layers = 0\nffn_width = 8", {}, "[r.toml:3 model.dense_layers] got 0, expected a list of whole numbers"},
+      {"model",
+       "expert_groups = [\"4 silu 32\"]",
+       {},
+       "[r.toml:9 model.expert_width] got 32, expected no such key: model.expert_groups gives widths"},
+      {"model",
+       "expert_groups = [\"5 silu 32\"]",
+       {"model.expert_width="},
+       "[r.toml:3 model.expert_groups] got 5 experts, expected model.experts 4"},
+      {"model",
+       "expert_groups = [\"3 silu 32\", \"1 swish 32\"]",
+       {"model.expert_width="},
+       "[r.toml:3 model.expert_groups] got the entry \"1 swish 32\", expected silu, gelu,"},
+      {"model",
+       "",
+       {"model.expert_width=", "model.expert_groups=4 silu 30"},
+       "[--set model.expert_groups: \"4 silu 30\"] got width 30, expected a multiple of 16"},
+      {"model",
+       "expert_groups = 4",
+       {},
+       "[r.toml:3 model.expert_groups] got 4, expected a list of entries like \"6 silu 256\""},
+      {"model",
+       "expert_groups = [4]",
+       {},
+       "[r.toml:3 model.expert_groups] got 4, expected a list of entries like \"6 silu 256\""},
+      {"model",
+       "expert_groups = []",
+       {},
+       "[r.toml:3 model.expert_groups] got [], expected a list of entries like \"6 silu 256\""},
+      {"model",
+       "expert_groups = [\"3 silu 32\", \"1 zero\"]\nexecutor = \"block-sparse\"",
+       {"model.expert_width="},
+       "[r.toml:4 model.executor] got block-sparse with experts that differ, expected another"},
+      {"model",
+       "expert_groups = [\"3 silu 32\", \"1 zero\"]\nshared_experts = 1",
+       {"model.expert_width="},
+       "[r.toml model.shared_expert_width] got nothing, expected a width"},
+      {"model",
+       "shared_expert_gate = true",
+       {},
+       "[r.toml:3 model.shared_expert_gate] got true without shared experts, expected both"},
+      {"model",
+       "layer_experts = [4, 8]",
+       {},
+       "[r.toml:7 model.experts] got 4, expected no such key: model.layer_experts says it layer by layer"},
+      {"model",
+       "layer_experts = [4]",
+       {"model.experts="},
+       "[r.toml:3 model.layer_experts] got 1 numbers, expected one for each of the 2 layers"},
+      {"model",
+       "layer_experts = [4, 0]",
+       {"model.experts="},
+       "[r.toml:3 model.layer_experts] got 0 for layer 1, expected 1 or more, or the layer in model.dense_layers"},
+      {"model",
+       "layer_experts = [4, 8]\ndense_layers = [0]\nffn_width = 32",
+       {"model.experts="},
+       "[r.toml:3 model.layer_experts] got 4 for layer 0, expected 0: it is dense"},
+      {"model",
+       "layer_experts = [4, 1]",
+       {"model.experts="},
+       "[r.toml:8 model.top_k] got 2 for layer 1, expected at most its 1 experts"},
+      {"model",
+       "layer_experts = [4, 4]\nexpert_groups = [\"4 silu 32\"]",
+       {"model.experts=", "model.expert_width="},
+       "[r.toml:3 model.layer_experts] got it beside model.expert_groups"},
+      {"model", "from = \"nowhere\"", {}, "[r.toml:3 model.from] got /recipes/nowhere, expected a model folder"},
       {"tokenizer",
        "vocab_size = 300",
        {},
@@ -348,6 +416,37 @@ TEST(Recipe, MakesTheModelItDescribes) {
   EXPECT_EQ(config->bos_id, 256);
 
   EXPECT_FALSE(Small("model", "", {"model.top_k=1"}));  // its gate would always be 1
+}
+
+TEST(Recipe, MakesExpertsOfEveryKindAndOtherCountsPerLayer) {
+  const auto mixed =
+      Small("model", "expert_groups = [\"2 silu 32\", \"1 silu 32\", \"1 relu2 64 plain\"]", {"model.expert_width="});
+  ASSERT_TRUE(mixed) << mixed.error().Message();
+  const auto config = MakeModelConfig(*mixed, 259, 256, 257, "r.toml");
+  ASSERT_TRUE(config) << config.error().Message();
+  const MoeConfig& moe = config->layers[1].moe;
+  ASSERT_EQ(moe.groups.size(), 2u);
+  EXPECT_EQ(ToText(moe.groups[0]), "3 silu 32");
+  EXPECT_EQ(ToText(moe.groups[1]), "1 relu2 64 plain");
+  // Values 3 * 3*64*32 and 2*64*64 are those of gated FFNs of width 96 and 42.67; two of four: half.
+  const auto total =
+      Small("model", "ffn = \"dense-total\"\nexpert_groups = [\"3 silu 32\", \"1 relu2 64 plain\"]", {"model.expert_width="});
+  EXPECT_EQ(MakeModelConfig(*total, 259, 256, 257, "r.toml")->layers[0].ffn_width, 144);  // 138.67
+  const auto active =
+      Small("model", "ffn = \"dense-active\"\nexpert_groups = [\"3 silu 32\", \"1 relu2 64 plain\"]", {"model.expert_width="});
+  EXPECT_EQ(MakeModelConfig(*active, 259, 256, 257, "r.toml")->layers[0].ffn_width, 64);  // 69.33
+
+  const auto alike = Small("model", "expert_groups = [\"4 silu 32\"]", {"model.expert_width=", "model.executor=block-sparse"});
+  ASSERT_TRUE(alike) << alike.error().Message();
+  EXPECT_TRUE(MakeModelConfig(*alike, 259, 256, 257, "r.toml")->layers[0].moe.groups.empty());
+
+  const auto counts = Small("model", "layer_experts = [3, 6]\nlayer_top_k = [2, 3]", {"model.experts=", "model.top_k="});
+  ASSERT_TRUE(counts) << counts.error().Message();
+  const auto layers = MakeModelConfig(*counts, 259, 256, 257, "r.toml")->layers;
+  EXPECT_EQ(layers[0].moe.router.num_experts, 3);
+  EXPECT_EQ(layers[1].moe.router.num_experts, 6);
+  EXPECT_EQ(layers[0].moe.router.top_k, 2);
+  EXPECT_EQ(layers[1].moe.router.top_k, 3);
 }
 
 TEST(Recipe, TwinsAreDense) {

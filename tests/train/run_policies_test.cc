@@ -150,5 +150,26 @@ TEST_F(RunTest, Trap09_TheSelectionBiasMovesOnceAStepAndIsSavedInFloat32) {
   }
 }
 
+TEST_F(RunTest, ResumedEqualsNeverStoppedForExpertsOfEveryKind) {
+  const std::vector<std::vector<std::string>> models = {
+      {"model.expert_groups=1 silu 16, 1 relu2 32 plain, 1 gelu 16 plain deep, 1 zero, 1 copy, 1 constant", "model.experts=6",
+       "model.expert_width=", "router.capacity_factor=0"},
+      {"model.expert_groups=[\"2 gelu_tanh 16\", \"1 zero\", \"1 constant\"]",
+       "model.expert_width=", "train.skip_idle_experts=true", "router.normalize_after_drop=true", "train.dtype=bf16"},
+      {"model.layer_experts=[2, 5]", "model.layer_top_k=[2, 3]", "model.experts=", "model.top_k=", "model.shared_experts=1",
+       "model.shared_expert_gate=true"},
+  };
+  for (size_t i = 0; i < models.size(); ++i) {
+    SCOPED_TRACE(fmt::format("{}", fmt::join(models[i], " ")));
+    const std::string whole = fmt::format("whole{}", i), stopped = fmt::format("stopped{}", i);
+    const auto first = Run(whole, false, {.sets = models[i]});
+    ASSERT_TRUE(first) << first.error().Message();
+    ASSERT_TRUE(Run(stopped, false, {.sets = models[i]}, StopAfter(5)));
+    const auto resumed = Run(stopped, true, {.sets = models[i]});
+    ASSERT_TRUE(resumed) << resumed.error().Message();
+    ExpectSameRun(Folder(stopped), Folder(whole));
+  }
+}
+
 }  // namespace
 }  // namespace moe::test

@@ -233,6 +233,50 @@ TEST(Trainer, ExpertsWithoutTokensAreSkippedWhenAsked) {
   }
 }
 
+// In groups of other kinds too, each with its own part of the counts.
+TEST(Trainer, ExpertsOfEveryKindAreSkippedByTheirOwnCounts) {
+  const std::vector<std::string> sets = {"model.expert_groups=20 silu 16, 14 relu2 16 plain deep, 14 constant",
+                                         "model.experts=48",
+                                         "model.expert_width=",
+                                         "model.top_k=1",
+                                         "router.normalize=false",
+                                         "train.batch_tokens=32",
+                                         "train.micro_batch_tokens=16",
+                                         "router.capacity_factor=",
+                                         "train.skip_idle_experts=true"};
+  Bench bench(sets);
+  int64_t checked = 0, idle = 0;
+  for (int step = 0; step < 3; ++step) {
+    std::vector<std::vector<float>> before;
+    for (const Parameter& p : bench.model.parameters().all()) before.emplace_back(p.value.span().begin(), p.value.span().end());
+    const StepMetrics metrics = bench.Step();
+    const auto packs = bench.model.Packs();
+    size_t i = 0;
+    for (const Parameter& p : bench.model.parameters().all()) {
+      const Model::PackOf& pack = packs[i];
+      const std::vector<float>& old = before[i++];
+      if (pack.experts_of < 0) continue;
+      const auto& counts = metrics.layers[static_cast<size_t>(pack.experts_of)].tokens_per_expert;
+      const int64_t size = p.value.size() / p.experts;
+      for (int64_t e = 0; e < p.experts; ++e) {
+        const bool same = std::equal(p.value.data() + e * size, p.value.data() + (e + 1) * size, old.begin() + e * size);
+        const bool unused = counts[static_cast<size_t>(pack.first_expert + e)] == 0;
+        EXPECT_EQ(same, unused) << p.name << " " << e;
+        ++checked, idle += unused;
+      }
+    }
+    // Each group's counts are its own: the names say where it begins.
+    for (size_t j = 0; j < packs.size(); ++j) {
+      const std::string& name = bench.model.parameters().all()[j].name;
+      const bool second = name.find("experts.1.") != std::string::npos, third = name.find("experts.2.") != std::string::npos;
+      EXPECT_EQ(packs[j].first_expert, second ? 20 : third ? 34 : 0) << name;
+    }
+  }
+  EXPECT_EQ(checked, 3 * 2 * (2 * 20 + 3 * 14 + 2 * 14));
+  EXPECT_GT(idle, checked / 4);
+  EXPECT_LT(idle, checked);
+}
+
 TEST(Trainer, PacksFollowTheMasters) {
   for (const char* tied : {"model.tie_embeddings=true", "model.tie_embeddings=false"}) {
     for (const char* dtype : {"train.dtype=f32", "train.dtype=bf16"}) {

@@ -28,6 +28,20 @@ struct AdamwStep {
   float grad_scale;                // gradients are multiplied by it first (clipping, accumulation)
 };
 
+// What a hidden layer applies to its product: x sigmoid(x); x Phi(x), by erf (Hugging Face's "gelu") or by tanh
+// ("gelu_pytorch_tanh"); max(x, 0)^2.
+enum class Activation : uint8_t { kSilu, kGelu, kGeluTanh, kRelu2 };
+inline constexpr int64_t kNumActivations = 4;
+
+// h [n] = f(x), x [n]; gated: f(gate) * up, x [2n] in groups of 32, 16 gates, then their 16 ups. d_x as x, which it may be. n:
+// a multiple of 16.
+struct ActivationKernels {
+  void (*forward_f32)(bool gated, const float* x, int64_t n, float* h);
+  void (*forward_bf16)(bool gated, const Bf16* x, int64_t n, Bf16* h);
+  void (*backward_f32)(bool gated, const float* x, const float* d_h, int64_t n, float* d_x);
+  void (*backward_bf16)(bool gated, const Bf16* x, const Bf16* d_h, int64_t n, Bf16* d_x);
+};
+
 inline constexpr int64_t kMaxTileRows = 16;  // no table has more
 
 // What a tile may know of what comes after it; no result depends on it. What the next tiles will read is asked for while this
@@ -131,6 +145,8 @@ struct KernelTable {
   // d_gate_up may be gate_up itself.
   void (*swiglu_backward_f32)(const float* gate_up, const float* d_h, int64_t n, float* d_gate_up);
   void (*swiglu_backward_bf16)(const Bf16* gate_up, const Bf16* d_h, int64_t n, Bf16* d_gate_up);
+
+  ActivationKernels activation[kNumActivations];  // by Activation
 
   // Rotates the halves of a head: (x[i], x[i+half]) by the angle of (cos[i], sin[i]); sign -1 rotates back. (Su et al. 2021,
   // NeoX order.)

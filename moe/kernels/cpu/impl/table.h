@@ -7,6 +7,8 @@
 #include "moe/kernels/cpu/impl/round.h"
 #include "moe/kernels/cpu/impl/rows.h"
 #include "moe/kernels/cpu/impl/tile.h"
+//
+#include "moe/kernels/cpu/impl/activation.h"
 
 namespace moe::MOE_ISA {
 
@@ -51,6 +53,7 @@ const KernelTable kTable = {
     .swiglu = Swiglu,
     .swiglu_backward_f32 = SwigluBackwardF32,
     .swiglu_backward_bf16 = SwigluBackwardBf16,
+    .activation = {kActivationKernels<Silu>, kActivationKernels<Gelu>, kActivationKernels<GeluTanh>, kActivationKernels<Relu2>},
     .rope = Rope,
     .adamw = Adamw,
 };
