@@ -65,6 +65,16 @@ TEST_F(RunTest, Trap12_EvaluationAndGenerationRouteAlikeForEveryPolicyThatServes
       {"router.target_drop=0.1", "router.drop=random"},
       {"router.score=relu", "router.capacity_factor=0"},
       {"router.score=sqrt_softplus", "router.sequence_loss=0.1"},
+      {"router.gate=mlp", "router.gate_width=8"},
+      {"router.gate=cosine", "router.gate_width=8", "router.bias=true"},
+      {"router.policy=llama-4"},
+      {"router.noise=gaussian", "router.noise_scale=0.5", "router.load_loss=0.1"},
+      {"router.noise=gumbel_later", "router.noise_scale=1"},
+      {"router.policy=as-switch", "router.eval_capacity_factor=0"},
+      {"router.policy=as-gshard", "router.eval_capacity_factor=0"},
+      {"router.policy=as-deepspeed-topk", "router.eval_capacity_factor=0", "model.top_k=2"},
+      {"router.dtype=bf16"},
+      {"train.dtype=bf16"},
   };
   for (size_t i = 0; i < policies.size(); ++i) {
     SCOPED_TRACE(fmt::format("{}", fmt::join(policies[i], " ")));
@@ -75,7 +85,8 @@ TEST_F(RunTest, Trap12_EvaluationAndGenerationRouteAlikeForEveryPolicyThatServes
     ASSERT_TRUE(summary) << summary.error().Message();
 
     TestContext t(2);
-    const auto model = LoadModel(Folder(name), {.format = DType::kF32}, t.ctx);
+    const DType format = policies[i] == std::vector<std::string>{"train.dtype=bf16"} ? DType::kBf16 : DType::kF32;
+    const auto model = LoadModel(Folder(name), {.format = format}, t.ctx);
     ASSERT_TRUE(model) << model.error().Message();
     const ModelConfig& config = (*model)->config();
     const std::string text = TinyText(2, 300);  // the run's validation text
