@@ -165,6 +165,16 @@ Result<std::unique_ptr<Model>> LoadModel(const std::string& folder, const LoadOp
 
 Status LoadWeights(const std::string& folder, Model& model, ExecContext& ctx) {
   MOE_TRY(const ModelConfig config, LoadConfigOf(folder));
+  const auto gate_of = [](const RouterConfig& router) {
+    return router.gate == GateNetwork::kLinear ? "the linear gate"
+                                               : fmt::format("{} of {}", NameIn(kGateNetworks, router.gate), router.gate_width);
+  };
+  for (size_t l = 0; l < std::min(config.layers.size(), model.config().layers.size()); ++l) {
+    const std::string got = gate_of(config.layers[l].moe.router), expected = gate_of(model.config().layers[l].moe.router);
+    if (got != expected) {  // whose matrices may have as many values
+      return Err(folder, "layer {}: got {}, expected {}, as the model to train has it", l, got, expected);
+    }
+  }
   MOE_TRY(const ModelFiles files, OpenModelFiles(folder, config));
   return ReadValues(config, files, folder, model, ctx);
 }

@@ -34,7 +34,7 @@ struct TakenUp {
 Status TakeUp(const std::string& folder, const TrainingData& data, TakenUp& run, ExecContext& ctx) {
   MOE_TRY(const OpenedTrainState opened, OpenTrainState(folder));
   const std::string where = PathIn(folder, "recipe.toml");
-  MOE_TRY(run.recipe, ParseRecipe(opened.state.recipe, where, folder));
+  MOE_TRY(run.recipe, ParseRecipe(opened.state.recipe, where, folder, {.own_text = true}));
   const Tokenizer& tokenizer = data.tokenizer;
   MOE_TRY(ModelConfig config,
           MakeModelConfig(run.recipe, tokenizer.vocab_size(), tokenizer.bos_id(), tokenizer.eos_id(), where));

@@ -65,7 +65,12 @@ Result<RecipeVariant> ParseVariant(const std::string& text, const std::string& w
   variant.where += " " + variant.name;
   for (size_t begin = text.find_first_not_of(' ', colon + 1); begin < text.size(); begin = text.find_first_not_of(' ', begin)) {
     const size_t end = std::min(text.find(' ', begin), text.size());
-    variant.sets.push_back(text.substr(begin, end - begin));
+    const std::string word = text.substr(begin, end - begin);
+    if (word.find('=') == std::string::npos && !variant.sets.empty()) {
+      variant.sets.back() += " " + word;  // of a value with blanks
+    } else {
+      variant.sets.push_back(word);
+    }
     begin = end;
   }
   return variant;

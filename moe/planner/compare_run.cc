@@ -91,7 +91,7 @@ RunOptions Comparison::OptionsOf(const CompareRun& run) const {
 Status Comparison::FixSteps(const std::string& folder) {
   const std::string path = PathIn(folder, "recipe.toml");
   MOE_TRY(const std::string text, ReadFile(path));
-  MOE_TRY(const Recipe recipe, ParseRecipe(text, path, folder));
+  MOE_TRY(const Recipe recipe, ParseRecipe(text, path, folder, {.own_text = true}));
   for (CompareVariant& variant : plan_.variants) {
     variant.recipe.train.steps = recipe.train.steps;
     variant.recipe.train.minutes = 0;
@@ -104,7 +104,8 @@ Result<bool> Comparison::Take(CompareRun& run) {
   MOE_TRY(CheckRunFolder(folder, RecipeOf(run)));
   if (Holds(folder, kSummaryName)) {
     MOE_TRY(const RunSummaryFile summary, ReadRunSummary(folder));
-    if (!summary.models_kept) MOE_TRY(DropModels(folder, IsFirst(run)));  // a kill may have come between
+    if (!summary.models_kept)
+      MOE_TRY(DropModels(folder, IsFirst(run) && summary.failed.empty()));  // a kill may have come between
     return true;
   }
   run.resumed = HoldsTrainState(folder);
@@ -138,7 +139,7 @@ Result<bool> Comparison::Take(CompareRun& run) {
   MOE_TRY(const bool measured, Measure(run, folder, RecipeOf(run), summary));
   if (!measured) return false;
   MOE_TRY(WriteRunSummary(folder, summary));
-  if (!plan_.options.keep_models) MOE_TRY(DropModels(folder, IsFirst(run)));
+  if (!plan_.options.keep_models) MOE_TRY(DropModels(folder, IsFirst(run) && summary.failed.empty()));
   if (observer_.on_end) observer_.on_end(run, summary.held_out.bits_per_byte(), summary.failed);
   return true;
 }
@@ -170,9 +171,11 @@ Result<bool> Comparison::Measure(const CompareRun& run, const std::string& folde
   const std::string base = plan_.FolderOf(0, plan_.seeds.front());
   if (run.variant == 0 || run.seed != plan_.seeds.front() || !HoldsTrainState(base)) return true;
   note("step times, in turns with the base");
-  MOE_TRY(const auto times, TimeInTurns(base, folder, *data_, observer_.stop_requested, ctx_));
-  if (!times) return false;
-  summary.times = *times;
+  const auto times = TimeInTurns(base, folder, *data_, observer_.stop_requested, ctx_);
+  if (!times && times.error().where.starts_with("step ")) return true;  // numbers that go wrong only now: no times
+  if (!times) return tl::make_unexpected(times.error());
+  if (!*times) return false;
+  summary.times = **times;
   return true;
 }
 

@@ -75,7 +75,7 @@ Status CheckRunFolder(const std::string& folder, const Recipe& wanted) {
   if (!Holds(folder, "recipe.toml")) return {};
   const std::string path = PathIn(folder, "recipe.toml");
   MOE_TRY(const std::string text, ReadFile(path));
-  MOE_TRY(const Recipe there, ParseRecipe(text, path, folder));
+  MOE_TRY(const Recipe there, ParseRecipe(text, path, folder, {.own_text = true}));
   const std::string key = FirstDifference(wanted, there);
   if (key.empty()) return {};
   return Err(fmt::format("{} {}", folder, key),

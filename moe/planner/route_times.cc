@@ -87,8 +87,9 @@ class Timer {
     // The executor's buckets are as large as the capacity says, and the most loaded expert's without one.
     const double factor = training_ ? policy.capacity.factor : policy.capacity.eval_factor;
     const int64_t rows = std::max(replay->bucket_rows, ExpertCapacity(policy, factor, n_));
-    const double bytes =
-        static_cast<double>(rows) * static_cast<double>(all_.logits.cols * (2 * all_.D + config.expert_width) * 4);
+    int64_t widest = config.expert_width;
+    for (const ExpertGroup& group : config.groups) widest = std::max(widest, group.spec.width);
+    const double bytes = static_cast<double>(rows) * static_cast<double>(all_.logits.cols * (2 * all_.D + widest) * 4);
     if (bytes <= static_cast<double>(AvailableMemoryBytes() / 2)) return "";
     return fmt::format("its buckets would take {}", FormatBytes(bytes));
   }

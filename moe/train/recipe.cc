@@ -269,6 +269,7 @@ Result<Recipe> ParseRecipe(std::string_view text, const std::string& where, cons
     }
   }
 
+  const GivenKeys in_text = given;
   std::vector<toml::table> owners;  // of the nodes that flags gave
   const RecipeVariant* variant = overrides.variant;
   owners.reserve(overrides.sets.size() + (variant == nullptr ? 0 : variant->sets.size()));
@@ -282,6 +283,13 @@ Result<Recipe> ParseRecipe(std::string_view text, const std::string& where, cons
   };
   MOE_TRY(apply(overrides.sets, {"--set"}));
   if (variant != nullptr) MOE_TRY(apply(variant->sets, {variant->where, variant->from_flag}));
+  const auto of_text = [&](const auto& key) {
+    const auto it = in_text.find(key.first);
+    return it != in_text.end() && it->second.node == key.second.node;
+  };
+  if (const auto from = given.find("model.from"); from != given.end() && !of_text(*from)) {
+    std::erase_if(given, [&](const auto& key) { return IsShapeKey(key.first) && of_text(key); });  // another model's shape
+  }
   if (overrides.minutes > 0) {
     given.erase("train.steps");
     given.erase("train.minutes");

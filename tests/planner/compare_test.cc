@@ -154,6 +154,22 @@ TEST_F(CompareTest, ARunThatGoesWrongIsAResult) {
   EXPECT_NE(CompareText(*report).find("hot, seed 1, went wrong at step"), std::string::npos);
 }
 
+// A base that goes wrong has no step to time others by.
+TEST_F(CompareTest, ABaseThatGoesWrongIsAResultToo) {
+  CompareOptions options =
+      Options("c", {"calm: train.lr=0.01", "mixed: model.expert_groups=2 silu 16, 2 zero model.expert_width="});
+  options.overrides.sets.push_back("train.lr=1e30"), options.overrides.sets.push_back("train.clip=0");
+  options.seeds = 1;
+  for (int again = 0; again < 2; ++again) {
+    const auto report = Compare(options);
+    ASSERT_TRUE(report) << report.error().Message();
+    const json result = CompareJson(*report);
+    EXPECT_TRUE(result["variants"][0]["runs"][0]["failed"].get<std::string>().starts_with("step "));
+    EXPECT_TRUE(result["variants"][1]["runs"][0]["failed"].is_null());
+    EXPECT_EQ(result["variants"][2]["set"][0], "model.expert_groups=2 silu 16, 2 zero");
+  }
+}
+
 TEST_F(CompareTest, AnotherRecipeInTheFolderIsRefused) {
   CompareOptions options = Options("c", {"wide: model.experts=6"});
   options.seeds = 1;

@@ -55,6 +55,23 @@ TEST_F(ModelFrom, ResumedEqualsNeverStoppedThoughTheFolderIsGone) {
   ExpectSameRun(Folder("stopped"), Folder("whole"));
 }
 
+// Any recipe trains any model on: what it says of a model of its own gives way.
+TEST_F(ModelFrom, AFlagTakesTheRecipesShapeAway) {
+  ASSERT_TRUE(Run("a", false, {.sets = {"model.hidden=48", "model.heads=3", "train.steps=2"}}));
+  const auto run = Run("b", false, {.sets = {"model.from=" + Folder("a"), "train.steps=2"}});
+  ASSERT_TRUE(run) << run.error().Message();
+  EXPECT_NE(ReadFile(Folder("b") + "/recipe.toml").find("hidden = 48"), std::string::npos);
+  ExpectError(Run("c", false, {.sets = {"model.from=" + Folder("a"), "model.hidden=32"}}), "--set model.hidden",
+              "got 32, expected 48");
+}
+
+// A matrix may have as many values and another meaning.
+TEST_F(ModelFrom, AnotherGateIsRefused) {
+  ASSERT_TRUE(Run("a"));
+  ExpectError(Run("b", false, {.sets = {"model.from=" + Folder("a"), "router.gate=mlp", "router.gate_width=32"}}), Folder("a"),
+              "layer 0: got the linear gate, expected mlp of 32, as the model to train has it");
+}
+
 TEST_F(ModelFrom, WhatContradictsTheFolderIsRefused) {
   ASSERT_TRUE(Run("a"));
   const std::string a = Folder("a");
@@ -63,8 +80,12 @@ TEST_F(ModelFrom, WhatContradictsTheFolderIsRefused) {
   ExpectError(Run("b", false, {.sets = From(a, {"model.experts=8"})}), "--set model.experts", "got 8, expected 4");
   ExpectError(Run("b", false, {.sets = From(a, {"model.expert_groups=4 relu2 16", "model.expert_width="})}),
               "--set model.expert_groups", "expected none, or no such key");
-  ExpectError(Run("b", false, {.sets = {"model.from=" + a}}), dir_ / "r.toml:13 tokenizer.kind",
-              "got 'bytes', expected \"file\", or no such key");
+  std::string text = kTinyRecipe;  // that says of itself what it begins with
+  text.replace(text.find("hidden = 32"), 11, "hidden = 64\nfrom = \"a\"");
+  const auto both = ParseRecipe(text, "r.toml", dir_.path().string());
+  ASSERT_FALSE(both);
+  EXPECT_EQ(both.error().where, "r.toml:4 model.hidden");
+  EXPECT_EQ(both.error().what, "got 64, expected 32, or no such key: " + a + " says so");
   ExpectError(Run("b", false, {.sets = From(dir_ / "none")}), "--set model.from",
               "got " + (dir_ / "none") + ", expected a model folder");
   fs::remove(a + "/model.safetensors");
