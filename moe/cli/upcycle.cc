@@ -53,6 +53,9 @@ std::string Text(const UpcycleFlags& flags, const ModelConfig& config, const Par
     text +=
         "  note        every copy gets every token, so training hardly parts them; --noise 0.01 does, or a smaller --top-k\n";
   }
+  if (!std::filesystem::exists(std::filesystem::path(flags.out) / "tokenizer.json")) {
+    return text + "  note        there was no tokenizer.json; put one beside config.json to train or run it\n";
+  }
   return text + fmt::format("to train it on: moe train RECIPE.toml --set model.from={} --out FOLDER\n",
                             std::filesystem::absolute(flags.out).lexically_normal().string());
 }

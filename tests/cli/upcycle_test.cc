@@ -87,6 +87,24 @@ TEST_F(UpcycleCommand, NoiseAndAllExpertsAreSaid) {
   EXPECT_NE(Run({"--experts", "2"}).out.find("every copy gets every token"), std::string::npos);
 }
 
+TEST_F(UpcycleCommand, SaysThatATokenizerIsMissing) {
+  std::filesystem::remove(dense() + "/tokenizer.json");
+  const RunResult made = Run({});
+  EXPECT_EQ(made.exit_code, 0) << made.err;
+  EXPECT_NE(made.out.find("there was no tokenizer.json"), std::string::npos) << made.out;
+  EXPECT_EQ(made.out.find("to train it on"), std::string::npos);
+}
+
+// The help's own example: any recipe trains it on.
+TEST_F(UpcycleCommand, AnyRecipeTrainsItOn) {
+  ASSERT_EQ(Run({}).exit_code, 0);
+  WriteFile(dir_ / "text.txt", std::string(4000, 'a') + "\n");
+  const RunResult more =
+      RunMoe({"train", MOE_SOURCE_DIR "/recipes/demo.toml", "--data", dir_ / "text.txt", "--out", dir_ / "more", "--set",
+              "model.from=" + moe(), "train.minutes=", "train.steps=2", "train.batch_tokens=128"});
+  EXPECT_EQ(more.exit_code, 0) << more.err;
+}
+
 TEST_F(UpcycleCommand, WrongUseIsOneLine) {
   ExpectFails(Run({"--top-k", "1"}), 2, "--top-k", "the router never learns");
   ExpectFails(Run({"--experts", "6", "--top-k", "3", "--split", "2"}), 2, "--top-k", "a token must reach all slices");

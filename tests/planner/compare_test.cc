@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <fstream>
 
+#include "moe/model/upcycle.h"
 #include "tests/planner/compare_fixture.h"
 
 namespace moe::test {
@@ -168,6 +169,24 @@ TEST_F(CompareTest, ABaseThatGoesWrongIsAResultToo) {
     EXPECT_TRUE(result["variants"][1]["runs"][0]["failed"].is_null());
     EXPECT_EQ(result["variants"][2]["set"][0], "model.expert_groups=2 silu 16, 2 zero");
   }
+}
+
+// A dense model trained on, beside the mixture made of it: their tokenizers are copies.
+TEST_F(CompareTest, ModelsToBeginWithMayStandInOtherFolders) {
+  ThreadPool pool(1);
+  Arena arena;
+  ExecContext ctx{pool, arena, *SupportedKernelTables().front()};
+  const RecipeOverrides dense{.sets = {"model.ffn=dense", "model.ffn_width=16", "model.experts=", "model.top_k=",
+                                       "model.expert_width=", "model.executor=", "router.capacity_factor=", "train.steps=2"}};
+  const auto trained = RunTraining({.recipe = dir_ / "r.toml", .overrides = dense, .folder = Folder("dense")}, {}, ctx);
+  ASSERT_TRUE(trained) << trained.error().Message();
+  ASSERT_TRUE(Upcycle(Folder("dense"), Folder("moe"), {.experts = 4, .top_k = 2}));
+  CompareOptions options = Options("c", {"denser: model.from=" + Folder("dense") + " model.executor= router.capacity_factor="});
+  options.overrides.sets = {"model.from=" + Folder("moe"), "train.steps=3"};
+  options.seeds = 1;
+  const auto report = Compare(options);
+  ASSERT_TRUE(report) << report.error().Message();
+  EXPECT_TRUE(CompareJson(*report)["variants"][1]["runs"][0]["failed"].is_null());
 }
 
 TEST_F(CompareTest, AnotherRecipeInTheFolderIsRefused) {
