@@ -1,5 +1,8 @@
+#include <fmt/ranges.h>
 #include <sys/stat.h>
+#include <xxhash.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -77,6 +80,18 @@ std::vector<std::string> ModelFiles::names() const {
   for (const Safetensors& shard : shards_)
     for (const StoredTensor& tensor : shard.tensors()) names.push_back(tensor.name);
   return names;
+}
+
+std::string ModelFiles::Digest() const {
+  std::vector<std::string> sorted = names();
+  std::ranges::sort(sorted);
+  std::string all;
+  for (const std::string& name : sorted) {
+    const StoredTensor& tensor = *Find(name);
+    all += fmt::format("{} {} [{}] {:016x}\n", name, Name(tensor.dtype), fmt::join(tensor.shape, ","),
+                       XXH3_64bits(tensor.data.data(), tensor.data.size()));
+  }
+  return fmt::format("{:016x}", XXH3_64bits(all.data(), all.size()));
 }
 
 Status ModelFiles::VerifyChecksums() const {

@@ -107,6 +107,8 @@ class ModelFiles {
   const StoredTensor* Find(const std::string& name) const;  // null if absent
   std::vector<std::string> names() const;                   // shard by shard, each in the order of its bytes
   Status VerifyChecksums() const;                           // of every shard
+  // XXH3 of every tensor's name, type, shape and bytes: the same however they are laid out and split into files.
+  std::string Digest() const;
 
  private:
   std::vector<Safetensors> shards_;

@@ -38,9 +38,8 @@ Status CheckCommon(const CompareVariant& variant, const CompareVariant& base) {
 
 // A shape that makes no model, found now and not after an hour; the vocabulary plays no part in that.
 Status CheckModel(const CompareVariant& variant) {
-  constexpr int64_t kAnyVocabulary = 512;
   const std::string where = variant.given.where.empty() ? variant.path : variant.given.where;
-  MOE_TRY(MakeModelConfig(variant.recipe, kAnyVocabulary, 0, 0, where));
+  MOE_TRY(MakeModelConfig(variant.recipe, /*vocab_size=*/1, -1, -1, where));
   return {};
 }
 
@@ -48,7 +47,13 @@ Result<CompareVariant> LoadVariant(const CompareOptions& options, const std::str
   CompareVariant variant{.name = given.name, .axis = given.axis, .sets = given.sets, .path = path, .given = given};
   RecipeOverrides overrides = options.overrides;
   overrides.variant = &given;
-  MOE_TRY(variant.recipe, LoadRecipe(path, overrides));
+  auto recipe = LoadRecipe(path, overrides);
+  if (!recipe) {
+    Error error = recipe.error();  // of a line of the recipe, which alone would do
+    if (!given.where.empty() && !error.where.starts_with(given.where)) error.where = given.where + ", " + error.where;
+    return tl::make_unexpected(error);
+  }
+  variant.recipe = std::move(*recipe);
   return variant;
 }
 

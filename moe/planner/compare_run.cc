@@ -130,6 +130,7 @@ Result<bool> Comparison::Take(CompareRun& run) {
                          .models_kept = plan_.options.keep_models};
   if (trained) {
     if (trained->interrupted) return false;
+    summary.weights_digest = trained->weights_digest;
   } else {
     if (trained.error().exit_code == kInterrupted) return false;
     if (!trained.error().where.starts_with("step ")) return tl::make_unexpected(trained.error());

@@ -25,6 +25,7 @@ Status WriteRunSummary(const std::string& folder, const RunSummaryFile& summary)
                      {"threads", summary.threads},
                      {"data_digest", summary.data_digest},
                      {"held_out_digest", summary.held_out_digest},
+                     {"weights_digest", summary.weights_digest},
                      {"models_kept", summary.models_kept},
                      {"parameters_total", summary.parameters_total},
                      {"parameters_active", summary.parameters_active},
@@ -48,6 +49,7 @@ Result<RunSummaryFile> ReadRunSummary(const std::string& folder) {
     out.threads = file.at("threads").get<int>();
     out.data_digest = file.at("data_digest").get<std::string>();
     out.held_out_digest = file.at("held_out_digest").get<std::string>();
+    out.weights_digest = file.value("weights_digest", "");
     out.models_kept = file.at("models_kept").get<bool>();
     out.parameters_total = file.at("parameters_total").get<int64_t>();
     out.parameters_active = file.at("parameters_active").get<int64_t>();

@@ -13,6 +13,7 @@ struct RunSummaryFile {
   int64_t seed = 0;
   std::string failed;  // why it ended early; empty: it did not
   std::string kernels, data_digest, held_out_digest;
+  std::string weights_digest;  // of the model that it began with; empty: with none, or it failed
   int threads = 0;
   bool models_kept = false;
   int64_t parameters_total = 0, parameters_active = 0;

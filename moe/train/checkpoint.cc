@@ -49,6 +49,7 @@ Metadata ToMetadata(const TrainState& state) {
           {"recipe", state.recipe},
           {"data_digest", state.data_digest},
           {"tokenizer_digest", state.tokenizer_digest},
+          {"weights_digest", state.weights_digest},
           {"validation_digest", state.validation_digest},
           {"capacity_factors", ToText(state.capacity_factors)},
           {"kernels", state.kernels}};
@@ -73,7 +74,8 @@ struct MetadataReader {
     }
     return value;
   }
-  // None in files of older programs.
+  // What files of older programs lack.
+  std::string TextOrNone(const char* key) { return file.metadata().contains(key) ? Text(key) : ""; }
   std::vector<double> Numbers(const char* key) {
     std::vector<double> values;
     if (!file.metadata().contains(key)) return values;
@@ -115,7 +117,8 @@ Result<OpenedTrainState> Open(const std::string& path) {
                    .recipe = reader.Text("recipe"),
                    .data_digest = reader.Text("data_digest"),
                    .tokenizer_digest = reader.Text("tokenizer_digest"),
-                   .validation_digest = file.metadata().contains("validation_digest") ? reader.Text("validation_digest") : "",
+                   .weights_digest = reader.TextOrNone("weights_digest"),
+                   .validation_digest = reader.TextOrNone("validation_digest"),
                    .capacity_factors = reader.Numbers("capacity_factors"),
                    .kernels = reader.Text("kernels")};
   MOE_TRY(reader.status);

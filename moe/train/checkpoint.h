@@ -29,6 +29,7 @@ struct TrainState {
   std::string pending_line;   // of metrics.jsonl, when the evaluation that belongs to it was interrupted; else empty
   std::string recipe;         // TOML
   std::string data_digest, tokenizer_digest;
+  std::string weights_digest;            // of the model that it began with; empty: with none, or an older program's
   std::string validation_digest;         // of the text that best_* are of; empty: none yet, or an older program's
   std::vector<double> capacity_factors;  // [layers] -1: the recipe's; empty in older files: all are
   std::string kernels;                   // name of the KernelTable: sums differ in their last bits between tables

@@ -145,4 +145,8 @@ void DataStream::Read(int64_t position, int64_t count, Batch& batch) {
   }
 }
 
+std::string Digest(const Tokenizer& tokenizer) {
+  return fmt::format("{:016x}", XXH3_64bits(tokenizer.json().data(), tokenizer.json().size()));
+}
+
 }  // namespace moe

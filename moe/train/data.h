@@ -28,6 +28,7 @@ Corpus Tokenize(std::span<const std::string> texts, const Tokenizer& tokenizer, 
 // XXH3-64 of the documents' lengths and tokens, as 16 digits: has this run's data changed?
 std::string Digest(std::span<const std::span<const int32_t>> documents);
 std::string Digest(const Corpus& corpus);
+std::string Digest(const Tokenizer& tokenizer);  // of its tokenizer.json
 
 // Rows and targets of one forward and backward pass. A sequence is BOS and the window's tokens but the last; its targets are
 // the window's tokens: as evaluation does it.

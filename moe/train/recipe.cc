@@ -315,6 +315,7 @@ Result<Recipe> ParseRecipe(std::string_view text, const std::string& where, cons
   MOE_TRY(reader.status);
   for (const auto& [key, value] : given) {
     if (!begins_as || !IsShapeKey(key) || ValueOf(recipe, key) == ValueOf(*begins_as, key)) continue;
+    if (!IdleBecause(*begins_as, key).empty()) continue;  // which is said below
     return Wrong(value, Shown(*value.node),
                  fmt::format("{}, or no such key: {} says so", ValueOf(*begins_as, key), recipe.model.from));
   }

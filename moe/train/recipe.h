@@ -23,7 +23,8 @@ enum class TokenizerKind : uint8_t { kBytes, kBpe, kFile };
 
 // [model] Of a run that begins with a model's weights, all but `from` and `executor` follow from that model.
 struct ModelRecipe {
-  std::string from;  // a model folder
+  std::string from;        // a model folder
+  int64_t vocab_size = 0;  // rows of the embedding; default: the tokenizer's tokens, beyond which rows are padding
   int64_t layers = 4, hidden = 256, heads = 4;
   int64_t kv_heads = 0;    // default: heads
   int64_t head_width = 0;  // default: hidden / heads

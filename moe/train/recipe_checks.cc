@@ -34,8 +34,10 @@ Status RefuseIdleKeys(const Recipe& recipe, const RecipeKeys& keys) {
         name.substr(0, name.find('.') + 1);  // what makes it idle stands there, or is the FFN's kind
     const bool usage = std::ranges::any_of(
         keys.flagged, [&](const std::string& flag) { return flag.starts_with(section) || flag == "model.ffn"; });
-    status = tl::make_unexpected(
-        Error{it->second.where, fmt::format("got {}, expected no such key: {}", it->second.shown, because), usage ? 2 : 1});
+    const bool in_text = usage && !keys.flagged.contains(std::string(name));
+    const std::string way_out = in_text ? fmt::format(" (`--set {}=` takes it away)", name) : "";
+    status = tl::make_unexpected(Error{
+        it->second.where, fmt::format("got {}, expected no such key: {}{}", it->second.shown, because, way_out), usage ? 2 : 1});
   });
   return status;
 }
@@ -167,7 +169,14 @@ Status CheckShape(const Recipe& recipe, const RecipeKeys& keys) {
   const auto config = MakeModelConfig(recipe, /*vocab_size=*/1, -1, -1, "");
   if (config) return {};
   const std::string& place = config.error().where;  // ": layer 0: top_k"
-  const std::string field = place.substr(std::min(place.rfind(' ') + 1, place.size()));
+  std::string field = place.substr(std::min(place.rfind(' ') + 1, place.size()));
+  std::string what = config.error().what;
+  const bool by_layer = (field == "top_k" && !recipe.model.layer_top_k.empty()) ||
+                        (field == "experts" && !recipe.model.layer_experts.empty());
+  if (by_layer) {
+    what = place.substr(std::min<size_t>(2, place.size()), place.rfind(':') - 2) + ": " + what;
+    field = "layer_" + field;
+  }
   std::string blamed;
   VisitRecipe(recipe, [&](std::string_view key, const auto&, const auto&) {
     if (key == "model." + field || key == "router." + field) blamed = key;
@@ -177,7 +186,7 @@ Status CheckShape(const Recipe& recipe, const RecipeKeys& keys) {
       keys.flagged, [](const std::string& key) { return key.starts_with("model.") || key.starts_with("router."); });
   const auto it = keys.written.find(blamed);
   return tl::make_unexpected(Error{it == keys.written.end() ? fmt::format("{} {}", keys.where, blamed) : it->second.where,
-                                   config.error().what, usage ? 2 : 1});
+                                   what, usage ? 2 : 1});
 }
 
 }  // namespace

@@ -44,6 +44,7 @@ void VisitRecipe(RecipeT& r, Visitor&& visit) {
   constexpr NumberRange kPositive{0, kMostNumber, true}, kNotNegative{0, kMostNumber}, kShare{0, 1, false, true};
   constexpr WholeRange kCount{1, kMostWhole}, kCountOrNone{0, kMostWhole};
   visit("model.from", r.model.from, nullptr);
+  visit("model.vocab_size", r.model.vocab_size, WholeRange{1, 1 << 24});
   visit("model.layers", r.model.layers, WholeRange{1, 10000});
   visit("model.hidden", r.model.hidden, WholeRange{1, 1 << 20});
   visit("model.heads", r.model.heads, WholeRange{1, 1 << 16});

@@ -14,6 +14,7 @@ Status TakeShape(const std::string& where, Recipe& recipe) {
   MOE_TRY(const ModelConfig config, LoadModelConfig(folder));
   ModelRecipe& m = recipe.model;
   m = {.from = folder,
+       .vocab_size = config.vocab_size,
        .layers = std::ssize(config.layers),
        .hidden = config.hidden,
        .heads = config.num_heads,

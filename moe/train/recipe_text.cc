@@ -119,7 +119,10 @@ std::string FirstDifference(const Recipe& a, const Recipe& b) {
 Result<ModelConfig> MakeModelConfig(const Recipe& recipe, int64_t vocab_size, int32_t bos_id, int32_t eos_id,
                                     const std::string& where) {
   const ModelRecipe& m = recipe.model;
-  ModelConfig config{.vocab_size = vocab_size,
+  if (m.vocab_size > 0 && m.vocab_size < vocab_size) {
+    return Err(where + " model.vocab_size", "got {}, expected at least the {} tokens of the tokenizer", m.vocab_size, vocab_size);
+  }
+  ModelConfig config{.vocab_size = std::max(m.vocab_size, vocab_size),
                      .hidden = m.hidden,
                      .num_heads = m.heads,
                      .num_kv_heads = m.kv_heads,

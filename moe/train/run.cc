@@ -1,7 +1,6 @@
 #include "moe/train/run.h"
 
 #include <malloc.h>
-#include <xxhash.h>
 
 #include <algorithm>
 #include <optional>
@@ -20,10 +19,6 @@ namespace {
 
 // The first line of a run's recipe.toml.
 constexpr const char* kRecipeHeader = "# Every key of this run. `moe train` on this file, with another --out, repeats it.\n";
-
-std::string DigestOf(const Tokenizer& tokenizer) {
-  return fmt::format("{:016x}", XXH3_64bits(tokenizer.json().data(), tokenizer.json().size()));
-}
 
 // Training needs this much memory before its first step is done; better told now than killed later.
 Status CheckMemory(int64_t needed, const TrainRecipe& train, const std::string& where) {
@@ -139,7 +134,7 @@ Status Run::PrepareResumed() {
   }
   // Where it is missing, the run was killed right after its first checkpoint.
   MOE_TRY(LoadData(Holds(folder_, "tokenizer.json") ? PathIn(folder_, "tokenizer.json") : ""));
-  if (DigestOf(data_->tokenizer) != state_.tokenizer_digest) {
+  if (Digest(data_->tokenizer) != state_.tokenizer_digest) {
     return Err(PathIn(folder_, "tokenizer.json"), "got another tokenizer, expected the one that the run was begun with");
   }
   if (Digest(data_->train) != state_.data_digest) {
@@ -180,6 +175,8 @@ Status Run::MakeModel() {
 Status Run::Restart() {
   trainer_->Restart(ctx_);
   if (recipe_.model.from.empty()) return {};
+  MOE_TRY(const ModelFiles files, ModelFiles::Open(recipe_.model.from));
+  state_.weights_digest = files.Digest();
   return LoadWeights(recipe_.model.from, *model_, ctx_);
 }
 
@@ -193,7 +190,7 @@ Status Run::Begin() {
     MOE_TRY(Restart());
   }
   state_.data_digest = Digest(data_->train);
-  state_.tokenizer_digest = DigestOf(data_->tokenizer);
+  state_.tokenizer_digest = Digest(data_->tokenizer);
   state_.kernels = ctx_.kernels.name;
   state_.recipe = kRecipeHeader + origin + ToToml(recipe_);
   return {};
@@ -300,6 +297,7 @@ Result<RunSummary> Run::Loop() {
   summary_.steps = recipe_.train.steps;
   summary_.tokens = summary_.step * recipe_.train.batch_tokens;
   summary_.seconds = trainer_->seconds;
+  summary_.weights_digest = state_.weights_digest;
   if (state_.best_step > 0) {
     summary_.best_loss = state_.best_loss;
     summary_.best_bits_per_byte = state_.best_bits_per_byte;

@@ -48,8 +48,9 @@ Trainer::Trainer(const Recipe& recipe, const Corpus& corpus, std::vector<int32_t
       model_(model),
       packs_(model.Packs()),
       stream_(corpus, recipe.train.context, model.config().bos_id, static_cast<uint64_t>(recipe.train.seed)) {
-  MOE_CHECK(std::ssize(token_bytes_) == model.config().vocab_size, "{} token lengths, vocabulary {}", token_bytes_.size(),
+  MOE_CHECK(std::ssize(token_bytes_) <= model.config().vocab_size, "{} token lengths, vocabulary {}", token_bytes_.size(),
             model.config().vocab_size);
+  token_bytes_.resize(static_cast<size_t>(model.config().vocab_size));  // padding has no bytes
   optimizer_ = {.beta1 = recipe_.beta1,
                 .beta2 = recipe_.beta2,
                 .epsilon = recipe_.epsilon,

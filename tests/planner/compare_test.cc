@@ -210,6 +210,26 @@ TEST_F(CompareTest, OtherTextBetweenRunsIsRefused) {
   ExpectError(Compare(options), Folder("c/one/seed-1"), "got a run with another training text");
 }
 
+TEST_F(CompareTest, OtherWeightsToBeginWithAreRefused) {
+  ThreadPool pool(1);
+  Arena arena;
+  ExecContext ctx{pool, arena, *SupportedKernelTables().front()};
+  const auto begin = [&](const char* folder, const char* seed) {
+    return RunTraining(
+        {.recipe = dir_ / "r.toml", .overrides = {.sets = {"train.steps=2", seed}}, .folder = Folder(folder)}, {}, ctx);
+  };
+  ASSERT_TRUE(begin("first", "train.seed=5"));
+  ASSERT_TRUE(begin("second", "train.seed=6"));
+  CompareOptions options = Options("c", {"slow: train.lr=0.001"});
+  options.overrides.sets = {"model.from=" + Folder("first"), "train.steps=3"};
+  options.seeds = 1;
+  ASSERT_TRUE(Compare(options));
+  std::filesystem::copy(Folder("second/model.safetensors"), Folder("first/model.safetensors"),
+                        std::filesystem::copy_options::overwrite_existing);
+  options.variants.push_back(Options("c", {"slower: train.lr=0.0001"}).variants.front());
+  ExpectError(Compare(options), Folder("c/slower/seed-1"), "got a run that began with other weights of " + Folder("first"));
+}
+
 TEST_F(CompareTest, WhatDoesNotCompareIsRefused) {
   struct Case {
     std::vector<std::string> variants;
@@ -233,6 +253,10 @@ TEST_F(CompareTest, WhatDoesNotCompareIsRefused) {
            {{"a: train.batch_tokens=32"}, "--variant a train.batch_tokens", "got 32, expected 64"},
            {{"a: model.context=32 train.context=16"}, "--variant a model.context", "got 32, expected 16"},
            {{"a: tokenizer.kind=bpe"}, "--variant a tokenizer.kind", "got \"bpe\", expected \"bytes\""},
+           {{"a: model.layer_experts=[4,6]"},
+            "--variant a, " + bakeoff + ":7 model.experts",
+            "got 4, expected no such key: model.layer_experts says it layer by layer",
+            2},
            {{"a: model.expert_width=17"}, "--variant a model.expert_width", "got 17, expected a multiple of 16", 2},
        }) {
     SCOPED_TRACE(fmt::format("{}", fmt::join(c.variants, "; ")));

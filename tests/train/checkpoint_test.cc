@@ -52,6 +52,7 @@ TrainState StateOf(int64_t step) {
           .recipe = "[train]\nsteps = 3\n",
           .data_digest = "00ff",
           .tokenizer_digest = "11ee",
+          .weights_digest = "33ee",
           .validation_digest = "22dd",
           .capacity_factors = {-1, 1.0 / 3, 2},
           .kernels = "scalar"};
@@ -93,6 +94,7 @@ TEST(Checkpoint, ComesBackBitForBit) {
   EXPECT_EQ(opened->state.recipe, want.recipe);
   EXPECT_EQ(opened->state.data_digest, want.data_digest);
   EXPECT_EQ(opened->state.tokenizer_digest, want.tokenizer_digest);
+  EXPECT_EQ(opened->state.weights_digest, want.weights_digest);
   EXPECT_EQ(opened->state.validation_digest, want.validation_digest);
   EXPECT_EQ(opened->state.kernels, want.kernels);
   Weights read(2);

@@ -65,6 +65,17 @@ TEST_F(ModelFrom, AFlagTakesTheRecipesShapeAway) {
               "got 32, expected 48");
 }
 
+// Public models pad their vocabulary: the rows stay, and no token of the text is one of them.
+TEST_F(ModelFrom, APaddedVocabularyStays) {
+  ASSERT_TRUE(Run("a", false, {.sets = {"model.vocab_size=320"}}));
+  EXPECT_NE(ReadFile(Folder("a") + "/config.json").find("\"vocab_size\": 320"), std::string::npos);
+  const auto run = Run("b", false, {.sets = {"model.from=" + Folder("a"), "train.steps=2"}});
+  ASSERT_TRUE(run) << run.error().Message();
+  EXPECT_EQ(ReadFile(Folder("b") + "/config.json"), ReadFile(Folder("a") + "/config.json"));
+  ExpectError(Run("c", false, {.sets = {"model.vocab_size=100"}}), dir_ / "r.toml model.vocab_size",
+              "got 100, expected at least the 258 tokens of the tokenizer");
+}
+
 // A matrix may have as many values and another meaning.
 TEST_F(ModelFrom, AnotherGateIsRefused) {
   ASSERT_TRUE(Run("a"));
