@@ -88,9 +88,10 @@ nlohmann::json JsonOf(const std::string& policy, const Replay& replay) {
           {"entropy", replay.entropy}};
 }
 
-Result<int> Route(const Flags& flags) {
+Result<int> Route(Flags flags) {
   MOE_TRY(CheckJsonTarget(flags.common));
   MOE_TRY(const Logits logits, ReadLogits(flags.logits));
+  if (flags.policies.empty()) flags.policies = {fmt::format("top_k={}", std::min<int64_t>(2, logits.E))};
   std::vector<RouterConfig> configs;
   for (const std::string& policy : flags.policies) {
     MOE_TRY(configs.emplace_back(), ParsePolicy(policy, logits.E, "--policy"));
@@ -132,7 +133,10 @@ Result<int> Dispatch(Flags& flags, const RouteModelFlags& of_model, const std::v
   for (const CLI::Option* option : only_model) {
     if (option->count() > 0) return UsageErr(option->get_name(), "got it with --logits, expected --model");
   }
-  if (flags.policies.empty()) flags.policies = {"top_k=2"};
+  for (const std::string& policy : flags.policies) {
+    if (policy != "model" && !policy.starts_with("model,")) continue;
+    return UsageErr("--policy", "got {}, expected another with --logits: only --model has a policy of its own", policy);
+  }
   return Route(flags);
 }
 

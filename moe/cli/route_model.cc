@@ -122,6 +122,8 @@ Result<int> RouteModel(const RouteModelFlags& flags, const RoutePolicyFlags& pol
   MOE_TRY(CheckNumbers(flags));
   MOE_TRY(CheckJsonTarget(common));
   MOE_TRY(CheckJsonTarget({.json = flags.out}));
+  if (!flags.out.empty() && flags.out == common.json)
+    return UsageErr("--out", "got {} for --json too, expected two files", flags.out);
   if (flags.data.empty() && ::isatty(STDIN_FILENO) == 1) {
     return UsageErr("--data", "got nothing, expected a file, or text on stdin");
   }

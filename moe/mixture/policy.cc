@@ -22,7 +22,9 @@ RouterConfig Family(int64_t k, RouterScore score, bool normalize, double balance
 }
 
 constexpr std::array kPolicies = {
-    // As the releases' Hugging Face code has them.
+    // As the releases' Hugging Face code has them (transformers, models/<family>/modeling_<family>.py); coefficients are those
+    // of
+    // the config classes. Formulas of the fields stand in router_config.h; testing/policy_oracle.py writes each out in PyTorch.
     Policy{"mixtral", [] { return Family(2, RouterScore::kSoftmax, true, 0.02); }},
     Policy{"olmoe", [] { return Family(8, RouterScore::kSoftmax, false, 0.01, 0.001); }},
     Policy{"qwen2-moe", [] { return Family(4, RouterScore::kSoftmax, false, 0.001); }},
@@ -60,15 +62,15 @@ constexpr std::array kPolicies = {
              r.gates_input = true;
              return r;
            }},
-    // As trainers have them.
-    Policy{"as-switch",  // Mesh-TensorFlow
+    // As trainers have them: rows of an expert = max(least, round(factor * T [* k] / E)).
+    Policy{"as-switch",  // mesh_tensorflow/transformer/moe.py, _switch_gating; max(4, floor(1.25 T / E))
            [] {
              RouterConfig r = Family(1, RouterScore::kSoftmax, false, 0.01);
              r.noise = RouterNoise::kJitter, r.noise_scale = 0.01;
              r.capacity = {.factor = 1.25, .eval_factor = 2, .times_top_k = false, .rounding = Rounding::kFloor, .least = 4};
              return r;
            }},
-    Policy{"as-gshard",  // Mesh-TensorFlow's top-2, its second choice always taken
+    Policy{"as-gshard",  // the same file, _top_2_gating with second_policy "all": gates over their sum, then drops
            [] {
              RouterConfig r = Family(2, RouterScore::kSoftmax, true);
              r.normalize_epsilon = 1e-9, r.gshard_loss = 0.01;
@@ -80,19 +82,19 @@ constexpr std::array kPolicies = {
                            .drop = DropOrder::kFirstChoices};
              return r;
            }},
-    Policy{"as-megablocks",
+    Policy{"as-megablocks",  // megablocks/layers/router.py, moe.py: floor(T k / E), and dropless where that is 0
            [] {
              RouterConfig r = Family(1, RouterScore::kSoftmax, false, 0.1);
              r.capacity = {.factor = 1, .eval_factor = 1, .rounding = Rounding::kFloor, .least = 0, .zero_is_dropless = true};
              return r;
            }},
-    Policy{"as-deepspeed",  // top-1, random token selection
+    Policy{"as-deepspeed",  // deepspeed/moe/sharded_moe.py, top1gating with use_rts; max(4, ceil(T / E))
            [] {
              RouterConfig r = Family(1, RouterScore::kSoftmax, false, 0.01);
              r.capacity = {.factor = 1, .eval_factor = 1, .least = 4, .drop = DropOrder::kRandom};
              return r;
            }},
-    Policy{"as-deepspeed-top2",
+    Policy{"as-deepspeed-top2",  // top2gating: drops, then gates over their sum; its loss counts first choices
            [] {
              RouterConfig r = Family(2, RouterScore::kSoftmax, true);
              r.normalize_after_drop = true, r.gshard_loss = 0.01;
@@ -100,13 +102,15 @@ constexpr std::array kPolicies = {
              r.capacity = {.factor = 1, .eval_factor = 1, .least = 4, .drop = DropOrder::kFirstChoices};
              return r;
            }},
-    Policy{"as-deepspeed-topk",
+    Policy{"as-deepspeed-topk",  // topkgating with drop_policy "probs"
            [] {
              RouterConfig r = Family(4, RouterScore::kSoftmax, true, 0.01);
              r.normalize_after_drop = true;
              r.capacity = {.factor = 1, .eval_factor = 1, .least = 4, .drop = DropOrder::kScore};
              return r;
            }},
+    // megatron/core/transformer/moe/router.py, moe_utils.py (topk_softmax_with_capacity): top-k, then softmax; dropless, or
+    // with moe_expert_capacity_factor ceil(T k / E) rows for the largest gates
     Policy{"as-megatron", [] { return Family(2, RouterScore::kTopKSoftmax, true, 0.01); }},
     Policy{"as-megatron-capacity",
            [] {

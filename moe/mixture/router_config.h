@@ -1,7 +1,8 @@
 #pragma once
 // A routing policy as a value: how logits become scores, which experts a token takes by them, how much each counts, who is
 // dropped when an expert is full, and what keeps the load even. Recipes, config.json, `--policy` and presets all set these
-// fields by the names in VisitRouter.
+// fields by the names in VisitRouter. Costs are per token and layer, beside its gate's product and k experts; what they come
+// to in time stands in docs/performance.md, printed by `moe bench router`.
 
 #include <array>
 #include <cstdint>
@@ -33,13 +34,22 @@ inline constexpr std::array<std::pair<std::string_view, DType>, 2> kRouterDTypes
     {{"f32", DType::kF32}, {"bf16", DType::kBf16}}};
 
 // From logits z [E] of a token to scores s [E]. All of them grow with z, so without bias and groups the order of z decides.
+// All but sparsemixer also take the E exponentials of a softmax, which entropy and losses read; what else they cost:
 enum class RouterScore : uint8_t {
-  kSoftmax,       // exp(z) / sum over all experts of exp(z) (Shazeer 2017; Mixtral, OLMoE, Qwen, DeepSeek-V2)
-  kTopKSoftmax,   // the same, the sum over the chosen only: gates sum to 1 (Megatron's default, gpt-oss, Granite)
-  kSigmoid,       // 1 / (1 + exp(-z)) (DeepSeek-V3, GLM-4.5)
-  kSqrtSoftplus,  // sqrt(log(1 + exp(z))) (DeepSeek-V4)
-  kSparsemixer,   // k <= 2: softmax over the experts near the largest; then again without it (Liu et al. 2023; Phi-3.5)
-  kRelu,          // max(z, 0): every expert above 0 is chosen, any number, also none (Wang et al. 2024, ReMoE)
+  // exp(z) / sum over all experts of exp(z); nothing else (Shazeer 2017; Mixtral, OLMoE, Qwen, DeepSeek-V2)
+  kSoftmax,
+  // The same, the sum over the chosen only: gates sum to 1; k exponentials (Megatron's default, gpt-oss, Granite)
+  kTopKSoftmax,
+  // 1 / (1 + exp(-z)); E exponentials (DeepSeek-V3, GLM-4.5)
+  kSigmoid,
+  // sqrt(log(1 + exp(z))); E exponentials, logarithms and roots (DeepSeek-V4)
+  kSqrtSoftplus,
+  // k <= 2: softmax over the experts near the largest; then again without it. k E exponentials, and k E floats kept for the
+  // backward pass (Liu et al. 2023; Phi-3.5)
+  kSparsemixer,
+  // max(z, 0): every expert above 0 is chosen, any number, also none; E comparisons, and as many experts (Wang et al. 2024,
+  // ReMoE)
+  kRelu,
 };
 inline constexpr std::array<std::pair<std::string_view, RouterScore>, 6> kRouterScores = {
     {{"softmax", RouterScore::kSoftmax},
@@ -54,10 +64,19 @@ inline bool IsElementwise(RouterScore score) {
 }
 
 enum class RouterSelection : uint8_t {
-  kTopK,          // the k best of each token
-  kSinkhorn,      // training: the k best after the rows and columns of exp(z) were made to sum alike; evaluation: kTopK
-  kExpertChoice,  // each expert takes its best tokens (Zhou et al. 2022); looks at later tokens, so not for causal models
-  kHash,          // a function of the token's id; the router's scores are only gates (Roller et al. 2021)
+  // The k best of each token; one pass over E, and a short one for each choice.
+  kTopK,
+  // Training: the k best after the rows and columns of exp(z) were made to sum alike (Sinkhorn & Knopp 1967; Clark et al. 2022,
+  // S-BASE); evaluation: kTopK. E exponentials, and E multiply-adds in each round (mixture/selection.h).
+  kSinkhorn,
+  // Each expert takes its best tokens (Zhou et al. 2022); looks at later tokens, so not for causal models. A partial sort of
+  // the
+  // T tokens for each expert: about T E steps, and a byte for each of the T E pairs.
+  kExpertChoice,
+  // A function of the token's id; the router's scores are only gates (Roller et al. 2021). E integer hashes; the load is that
+  // of
+  // the text's words, and nothing learns where they go.
+  kHash,
 };
 inline constexpr std::array<std::pair<std::string_view, RouterSelection>, 4> kRouterSelections = {
     {{"top_k", RouterSelection::kTopK},
@@ -65,7 +84,7 @@ inline constexpr std::array<std::pair<std::string_view, RouterSelection>, 4> kRo
      {"expert_choice", RouterSelection::kExpertChoice},
      {"hash", RouterSelection::kHash}}};
 
-// Of a group of experts, when only the best groups may be chosen from.
+// Of a group of experts, when only the best groups may be chosen from: one more pass over E.
 enum class GroupScore : uint8_t { kMax, kSumOfTwo };  // DeepSeek-V2; DeepSeek-V3
 inline constexpr std::array<std::pair<std::string_view, GroupScore>, 2> kGroupScores = {
     {{"max", GroupScore::kMax}, {"sum_of_two", GroupScore::kSumOfTwo}}};
@@ -74,10 +93,10 @@ inline constexpr std::array<std::pair<std::string_view, GroupScore>, 2> kGroupSc
 // token, so that a resumed run repeats it.
 enum class RouterNoise : uint8_t {
   kNone,
-  kGaussian,     // z + noise_scale * N(0, 1), for selection and gates (Shazeer 2017; V-MoE)
-  kGumbel,       // selection by z + noise_scale * Gumbel; gates by z (DeepSpeed's RSample)
+  kGaussian,     // z + noise_scale * N(0, 1), for selection and gates; E draws (Shazeer 2017; V-MoE)
+  kGumbel,       // selection by z + noise_scale * Gumbel; gates by z; E draws (DeepSpeed's RSample)
   kGumbelLater,  // the same but for the first choice, which is by z (DeepSpeed's top-2)
-  kJitter,       // the router's input times U(1 - noise_scale, 1 + noise_scale), element by element (Switch)
+  kJitter,       // the router's input times U(1 - noise_scale, 1 + noise_scale), element by element; D draws (Switch)
 };
 inline constexpr std::array<std::pair<std::string_view, RouterNoise>, 5> kRouterNoises = {
     {{"none", RouterNoise::kNone},
@@ -86,7 +105,8 @@ inline constexpr std::array<std::pair<std::string_view, RouterNoise>, 5> kRouter
      {"gumbel_later", RouterNoise::kGumbelLater},
      {"jitter", RouterNoise::kJitter}}};
 
-// How the selection bias b [E], added to scores for selection only, follows the load n [E] of an optimizer step.
+// How the selection bias b [E], added to scores for selection only, follows the load n [E] of an optimizer step: E additions a
+// token, and E more a step. No loss, no gradient.
 enum class BiasRule : uint8_t {
   kNone,  // no bias
   kKept,  // as loaded
@@ -96,16 +116,17 @@ enum class BiasRule : uint8_t {
 inline constexpr std::array<std::pair<std::string_view, BiasRule>, 4> kBiasRules = {
     {{"none", BiasRule::kNone}, {"kept", BiasRule::kKept}, {"sign", BiasRule::kSign}, {"load", BiasRule::kLoad}}};
 
+// Of a capacity, as trainers differ: up (DeepSpeed, Megatron), down (Mesh-TensorFlow, MegaBlocks), to the nearest (flaxformer).
 enum class Rounding : uint8_t { kCeil, kFloor, kNearest };
 inline constexpr std::array<std::pair<std::string_view, Rounding>, 3> kRoundings = {
     {{"ceil", Rounding::kCeil}, {"floor", Rounding::kFloor}, {"nearest", Rounding::kNearest}}};
 
 // Who keeps its place in an expert that more slots want than it has rows.
 enum class DropOrder : uint8_t {
-  kPosition,      // the first in the order of tokens, and of choices within a token
-  kFirstChoices,  // all first choices before all second ones, and so on; then by token
-  kScore,         // the largest gates; equal ones by position
-  kRandom,        // chance, which a resumed run repeats
+  kPosition,      // the first in the order of tokens, and of choices within a token (Switch, MegaBlocks); a count of each slot
+  kFirstChoices,  // all first choices before all second ones, and so on; then by token (GShard); k counts
+  kScore,         // the largest gates; equal ones by position (Megatron's "probs"); a selection among each full expert's slots
+  kRandom,        // chance, which a resumed run repeats (DeepSpeed's random token selection); the same, and a draw a slot
 };
 inline constexpr std::array<std::pair<std::string_view, DropOrder>, 4> kDropOrders = {
     {{"position", DropOrder::kPosition},
@@ -167,7 +188,9 @@ struct RouterConfig {
   CapacityConfig capacity;
 
   // Coefficients of losses; each is 1 at perfect balance, importance and load 0. z_loss and sequence_loss are means over tokens
-  // or sequences: the same however a step is cut into micro-batches. The others compare loads within a micro-batch.
+  // or sequences: the same however a step is cut into micro-batches. The others compare loads within a micro-batch. Each costs
+  // up to E multiply-adds; beside that the load loss E values of Phi and E floats kept, the sequence loss a count of each
+  // sequence's slots, and the z-loss with scores that are no softmax E floats kept.
   double balance_loss = 0.01;  // Switch: E sum_e f_e P_e, f_e = n_e / (k T) (Fedus et al. 2021, eq. 4, k-general)
   double gshard_loss = 0;      // the same with first choices only in f (Lepikhin et al. 2020)
   double importance_loss = 0;  // variance over experts of sum_t p_te, over its squared mean (Shazeer 2017)

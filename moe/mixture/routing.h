@@ -1,8 +1,10 @@
 #pragma once
 // What a router says: which experts each token chose, how much each counts, and what it cost to choose them.
 
+#include <array>
 #include <cstdint>
 #include <span>
+#include <utility>
 
 #include "moe/base/result.h"
 #include "moe/mixture/router_config.h"
@@ -15,10 +17,17 @@ namespace moe {
 // however tokens are grouped into steps (an evaluation must not depend on its batch).
 inline constexpr double kEntropyUnit = 0x1p-30;
 
-// Of losses that have a coefficient, without it; RouterConfig has their formulas.
+// Of losses that have a coefficient, without it, else 0; RouterConfig has their formulas.
 struct RouterLosses {
   double gshard = 0, importance = 0, load = 0, sequence = 0, global = 0;
 };
+// By the name of their coefficient.
+inline constexpr std::array<std::pair<const char*, double RouterLosses::*>, 5> kRouterLosses = {
+    {{"gshard_loss", &RouterLosses::gshard},
+     {"importance_loss", &RouterLosses::importance},
+     {"load_loss", &RouterLosses::load},
+     {"sequence_loss", &RouterLosses::sequence},
+     {"global_loss", &RouterLosses::global}}};
 
 // What routing measured on the way. Padding rows are in none of it. p [T,E]: the softmax of the logits, or, of scores that are
 // functions of one logit, the scores over their sum.

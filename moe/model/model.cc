@@ -47,6 +47,7 @@ void StepStats::Clear() {
     std::fill(layer.tokens_per_expert.begin(), layer.tokens_per_expert.end(), 0);
     layer.num_tokens = layer.num_slots = layer.num_dropped = 0;
     layer.balance_loss = layer.z_loss = layer.entropy = layer.gate_sum = layer.largest_logit = 0;
+    layer.losses = {};
   }
 }
 

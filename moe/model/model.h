@@ -45,6 +45,7 @@ struct LayerStats {
   int64_t num_dropped = 0;
   double capacity_factor = 0;                        // of training, of the last micro-batch; 0: dropless
   double balance_loss = 0, z_loss = 0, entropy = 0;  // means over tokens; coefficients not applied
+  RouterLosses losses;                               // the others, as those
   double gate_sum = 0, largest_logit = 0;            // see RouterAux
 
   double gate_mean() const { return num_slots == 0 ? 0 : gate_sum / static_cast<double>(num_slots); }

@@ -33,6 +33,7 @@ void AddStats(const RouterAux& aux, int64_t num_dropped, LayerStats* stats) {
   stats->balance_loss += weight * (aux.balance_loss - stats->balance_loss);
   stats->z_loss += weight * (aux.z_loss - stats->z_loss);
   stats->entropy += weight * (aux.entropy - stats->entropy);
+  for (const auto& [name, loss] : kRouterLosses) stats->losses.*loss += weight * (aux.losses.*loss - stats->losses.*loss);
   stats->gate_sum += aux.gate_sum;
   stats->largest_logit = std::max(stats->largest_logit, aux.largest_logit);
   stats->num_tokens = tokens;

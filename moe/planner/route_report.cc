@@ -25,10 +25,8 @@ struct Watched {
   std::vector<int32_t> expert;
   std::vector<float> first_logits;  // of the first step, [rows,E]
 
-  // A bias that was learned for scores of another kind means nothing.
   std::span<const float> BiasFor(const RouterConfig& policy) const {
-    const bool fits = policy.selects_by_bias() && policy.score == router.score;
-    return fits ? selection_bias : std::span<const float>();
+    return TakesBiasOf(router, policy) ? selection_bias : std::span<const float>();
   }
 };
 

@@ -93,6 +93,12 @@ struct RouteReport {
   int64_t most_telling_layer() const;  // whose experts say most of their tokens
 };
 
+// Whether a selection bias that was learned beside `own` means something to `policy`: it selects by one, and its scores are of
+// the same kind.
+inline bool TakesBiasOf(const RouterConfig& own, const RouterConfig& policy) {
+  return policy.selects_by_bias() && policy.score == own.score;
+}
+
 // The layer's own policy; its capacity dropless, 1, 1.25 and 2; sinkhorn; expert choice; the trainers'.
 std::vector<std::string> DefaultPolicies(const RouterConfig& own);
 // "model", "model,capacity_factor=1", "top_k=4" (of the layer's own router), "as-switch".

@@ -120,7 +120,7 @@ class Timer {
   MatView<const float> logits() const { return all_.logits.Rows(0, n_); }
   std::span<const int32_t> ids() const { return all_.ids.first(static_cast<size_t>(n_)); }
   std::span<const float> bias(const RouterConfig& policy) const {
-    return policy.selects_by_bias() ? all_.selection_bias : std::span<const float>();
+    return TakesBiasOf(lent_.own().router, policy) ? all_.selection_bias : std::span<const float>();
   }
   ReplayOptions replay_options() const {
     return {.training = training_, .seed = seed_, .ids = ids(), .sequence_begin = sequence_begin_};

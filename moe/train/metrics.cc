@@ -43,6 +43,13 @@ double StepMetrics::balance_loss() const {
 double StepMetrics::z_loss() const {
   return MeanOverMoeLayers(layers, [](const LayerStats& layer) { return layer.z_loss; });
 }
+RouterLosses StepMetrics::losses() const {
+  RouterLosses mean;
+  for (const auto& [name, member] : kRouterLosses) {
+    mean.*member = MeanOverMoeLayers(layers, [of = member](const LayerStats& layer) { return layer.losses.*of; });
+  }
+  return mean;
+}
 double StepMetrics::max_violation() const {
   return MostOfLayers(layers, [](const LayerStats& layer) { return MaxViolation(layer.tokens_per_expert); });
 }
@@ -90,6 +97,12 @@ std::string ToJsonLine(const StepMetrics& metrics) {
       {"seconds", metrics.seconds},
       {"seconds_by_part",
        {{"data", metrics.parts.data}, {"model", metrics.parts.model}, {"optimizer", metrics.parts.optimizer}}}};
+  const auto add = [](nlohmann::ordered_json& to, const RouterLosses& losses) {  // those in use
+    for (const auto& [name, loss] : kRouterLosses) {
+      if (losses.*loss != 0) to[name] = losses.*loss;
+    }
+  };
+  add(line, metrics.losses());
   auto layers = nlohmann::ordered_json::array();
   for (const LayerStats& layer : metrics.layers) {
     if (layer.tokens_per_expert.empty()) {
@@ -107,6 +120,7 @@ std::string ToJsonLine(const StepMetrics& metrics) {
                       {"largest_logit", layer.largest_logit},
                       {"aux_loss", layer.balance_loss},
                       {"z_loss", layer.z_loss}});
+    add(layers.back(), layer.losses);
     if (layer.capacity_factor > 0) layers.back()["capacity_factor"] = layer.capacity_factor;
   }
   line["layers"] = std::move(layers);

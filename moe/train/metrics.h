@@ -44,6 +44,7 @@ struct StepMetrics {
   // Over MoE layers; 0 without any. Losses are means, without their coefficients: a balance loss of 1 is perfect balance.
   double balance_loss() const;
   double z_loss() const;
+  RouterLosses losses() const;
   double max_violation() const;             // of the worst layer
   double coefficient_of_variation() const;  // of the load of the layer where it is largest
   double drop_rate() const;                 // dropped slots / all slots

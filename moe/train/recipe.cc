@@ -290,6 +290,12 @@ Result<Recipe> ParseRecipe(std::string_view text, const std::string& where, cons
   if (const auto from = given.find("model.from"); from != given.end() && !of_text(*from)) {
     std::erase_if(given, [&](const auto& key) { return IsShapeKey(key.first) && of_text(key); });  // another model's shape
   }
+  if (const auto policy = given.find("router.policy"); policy != given.end() && !of_text(*policy)) {
+    std::erase_if(given, [&](const auto& key) {  // another policy's keys
+      return of_text(key) &&
+             (key.first.starts_with("router.") || key.first == "model.top_k" || key.first == "model.layer_top_k");
+    });
+  }
   if (overrides.minutes > 0) {
     given.erase("train.steps");
     given.erase("train.minutes");

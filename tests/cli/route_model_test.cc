@@ -161,6 +161,7 @@ TEST_F(RouteModelCommand, WrongUsage) {
 
 TEST_F(RouteModelCommand, BadInputIsOneLine) {
   const std::string data = File("a.txt", "text");
+  ExpectFails(Run({"--data", data, "--out", dir_ / "r.html", "--json", dir_ / "r.html"}), 2, "--out", "expected two files");
   ExpectFails(Run({"--data", dir_ / "none"}), 1, dir_ / "none", "No such file");
   ExpectFails(Run({"--data", File("empty", "")}), 1, dir_ / "empty", "is empty");
   ExpectFails(Run({}, {.input = ""}), 1, "stdin", "is empty");

@@ -91,10 +91,13 @@ TEST_F(RouteCommand, BadInputIsOneLine) {
   ExpectFails(Route({"--policy", "mixtrl"}), 2, "--policy", "the nearest policy is mixtral");
   ExpectFails(Route({"--policy", "skore=softmax"}), 2, "--policy", "the nearest is score");
   ExpectFails(Route({"--policy", "top_k=2,mixtral"}), 2, "--policy", "expected it first");
+  ExpectFails(Route({"--policy", "model"}), 2, "--policy", "only --model has a policy of its own");
   ExpectFails(Route({"--policy", "score=sine"}), 2, "--policy: score", "got 'sine', expected one of softmax");
   ExpectFails(Route({"--policy", "top_k=two"}), 2, "--policy: top_k", "got 'two', expected a whole number");
   ExpectFails(Route({"--policy", "top_k=3"}), 2, "--policy: top_k", "got 3, expected 1..2");
   ExpectFails(Route({"--policy", "capacity_factor=-1"}), 2, "--policy: capacity_factor", "got -1");
+  Write({1, 2, 3}, 1);  // one expert: the default takes it
+  EXPECT_EQ(Route({}).exit_code, 0);
   Write({0, 1, NAN, 0}, 2);
   ExpectFails(Route({}), 1, "router", "token 1: got logit nan for expert 0");
   Write({0, 1, 1, 0}, 2, {0, 0, 0});

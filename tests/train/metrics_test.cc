@@ -24,6 +24,7 @@ StepMetrics Sample() {
                        .num_dropped = 2,
                        .balance_loss = 1.5,
                        .entropy = 0.5,
+                       .losses = {.gshard = 1.75, .global = 0.5},
                        .gate_sum = 4,
                        .largest_logit = 7};
   metrics.layers[2] = {.tokens_per_expert = {3, 3, 2},
@@ -32,6 +33,7 @@ StepMetrics Sample() {
                        .balance_loss = 1,
                        .z_loss = 4,
                        .entropy = 1.5,
+                       .losses = {.gshard = 1.25},
                        .gate_sum = 2,
                        .largest_logit = 3};
   return metrics;
@@ -70,6 +72,11 @@ TEST(StepMetrics, LineHasTheStableFields) {
   EXPECT_EQ(line["layers"][2]["gate_mean"], 0.25);
   EXPECT_EQ(line["layers"][2]["largest_logit"], 3);
   EXPECT_EQ(line["layers"][2]["coefficient_of_variation"], std::sqrt(2.0 / 9) / (8.0 / 3));  // of 3, 3, 2
+  EXPECT_EQ(line["gshard_loss"], 1.5);
+  EXPECT_EQ(line["global_loss"], 0.25);
+  EXPECT_EQ(line["layers"][2]["gshard_loss"], 1.25);
+  EXPECT_FALSE(line.contains("load_loss"));
+  EXPECT_FALSE(line["layers"][2].contains("global_loss"));
   EXPECT_FALSE(line.contains("validation_loss"));
   ValidationMetrics validation{.loss = 1.25, .bits_per_byte = 2.5, .seconds = 0.5};
   validation.layers = {{}, {.tokens_per_expert = {1, 3}, .max_violation = 0.5, .gate_mean = 0.75}};

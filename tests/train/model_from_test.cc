@@ -73,7 +73,7 @@ TEST_F(ModelFrom, APaddedVocabularyStays) {
   ASSERT_TRUE(run) << run.error().Message();
   EXPECT_EQ(ReadFile(Folder("b") + "/config.json"), ReadFile(Folder("a") + "/config.json"));
   ExpectError(Run("c", false, {.sets = {"model.vocab_size=100"}}), dir_ / "r.toml model.vocab_size",
-              "got 100, expected at least the 258 tokens of the tokenizer");
+              "got 100, expected at least the 259 tokens of the tokenizer");
 }
 
 // A matrix may have as many values and another meaning.

@@ -150,7 +150,8 @@ TEST(Recipe, EveryErrorIsOneLineThatNamesFileAndKey) {
       {"model",
        "",
        {"model.layer_experts=[4, 8]"},
-       "[r.toml:6 model.experts] got 4, expected no such key: model.layer_experts says it layer by layer (`--set model.experts=` "
+       "[r.toml:7 model.experts] got 4, expected no such key: model.layer_experts says it layer by layer (`--set "
+       "model.experts=` "
        "takes it away)"},
       {"model",
        "layer_top_k = [2, 1]",

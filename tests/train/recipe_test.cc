@@ -54,6 +54,24 @@ TEST(Recipe, SetChangesAKeyAndTakesOneAway) {
   EXPECT_DOUBLE_EQ(recipe->train.minutes, 1.5);
 }
 
+// What the text says of another policy gives way; what flags say does not.
+TEST(Recipe, APolicyGivenByAFlagIsThatPolicy) {
+  const std::string text = std::string(kSmall) + "[router]\nbalance_loss = 0.5\n";
+  const auto recipe =
+      Parse(text + "capacity_factor = 3\nbias = true", {.sets = {"router.policy=as-switch", "router.z_loss=0.125"}});
+  ASSERT_TRUE(recipe) << recipe.error().Message();
+  RouterConfig wanted = PolicyNamed("as-switch").value();
+  wanted.z_loss = 0.125;
+  EXPECT_EQ(recipe->router.config, wanted);
+  EXPECT_EQ(recipe->model.top_k, 1);
+  EXPECT_EQ(Parse(text, {.sets = {"router.policy=as-switch", "model.top_k=2"}})->model.top_k, 2);
+  const auto own = Parse(text + "policy = \"as-switch\"");  // which the text itself changes
+  ASSERT_TRUE(own) << own.error().Message();
+  EXPECT_EQ(own->router.config.balance_loss, 0.5);
+  EXPECT_EQ(own->router.config.z_loss, wanted.z_loss - 0.125);
+  EXPECT_EQ(own->model.top_k, 2);
+}
+
 TEST(Recipe, FlagsReplaceDataMinutesAndDtype) {
   const auto recipe = Parse(kSmall, {.data = {"/x.txt"}, .validation = {"/y.txt", "/z.txt"}, .minutes = 2, .dtype = "bf16"});
   ASSERT_TRUE(recipe) << recipe.error().Message();

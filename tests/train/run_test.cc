@@ -67,6 +67,19 @@ TEST_F(RunTest, ResumedEqualsNeverStoppedBitForBit) {
   }
 }
 
+// metrics.jsonl tells of every loss that has a coefficient.
+TEST_F(RunTest, LossesInUseAreInTheMetrics) {
+  ASSERT_TRUE(Run("a", false, {.sets = {"train.steps=2", "router.sequence_loss=0.001", "router.global_loss=0.001"}}));
+  const std::string text = ReadFile(Folder("a") + "/metrics.jsonl").value();
+  const auto line = nlohmann::json::parse(text.substr(0, text.find('\n')));
+  for (const char* key : {"sequence_loss", "global_loss"}) {
+    EXPECT_GE(line.at(key).get<double>(), 0.9) << key;  // 1 at perfect balance
+    EXPECT_LE(line.at(key).get<double>(), 4) << key;
+    EXPECT_TRUE(line["layers"][1].contains(key)) << key;
+  }
+  EXPECT_FALSE(line.contains("gshard_loss"));
+}
+
 TEST_F(RunTest, ResumedEqualsNeverStoppedWhereIdleExpertsAreSkipped) {
   const RecipeOverrides sets{
       .sets = {"train.skip_idle_experts=true", "model.experts=48", "model.top_k=1", "router.normalize=false"}};
