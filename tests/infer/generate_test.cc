@@ -24,7 +24,8 @@ struct Tiny {
   Tokenizer tokenizer = Tokenizer::Bytes();
   Model model;
   explicit Tiny(int num_threads = 1, DType format = DType::kF32, int32_t eos_id = -1, int64_t vocab_size = 259)
-      : t(num_threads), model(Config(eos_id, vocab_size), format, false) {
+      : Tiny(num_threads, format, Config(eos_id, vocab_size)) {}
+  Tiny(int num_threads, DType format, const ModelConfig& config) : t(num_threads), model(config, format, false) {
     FillParameters(model, 5, t.ctx);
   }
   static ModelConfig Config(int32_t eos_id, int64_t vocab_size) {
@@ -95,6 +96,46 @@ TEST(Generate, IsWhatRepeatedForwardPassesGive) {
         const Generation got = tiny.RunOne(request);
         EXPECT_EQ(got.tokens, NaiveTokens(tiny, request)) << prompt;
       }
+    }
+  }
+}
+
+// Presets by their own numbers but for the capacity of evaluation, which would ask who else is there; and experts that differ,
+// in a layer and from layer to layer.
+std::vector<ModelConfig> ModelsOfManyKinds() {
+  std::vector<ModelConfig> models;
+  const auto another = [&]() -> std::vector<LayerSpec>& { return models.emplace_back(Tiny::Config(-1, 259)).layers; };
+  for (const std::string_view name : PolicyNames()) {
+    for (LayerSpec& layer : another()) {
+      layer.moe.router = PolicyNamed(name).value();
+      layer.moe.router.num_experts = 24;
+      layer.moe.router.capacity.eval_factor = 0;
+    }
+  }
+  const std::vector<std::vector<const char*>> kinds = {{"1 silu 16", "1 relu2 32 plain", "1 gelu 16 plain deep", "1 zero"},
+                                                       {"1 gelu_tanh 32", "1 silu 16 deep", "1 copy", "1 constant"}};
+  for (const auto& texts : kinds) {
+    std::vector<ExpertGroup> groups;
+    for (const char* text : texts) groups.push_back(ParseExpertGroup(text, "test").value());
+    for (LayerSpec& layer : another()) SetExperts(groups, layer.moe);
+    models.back().layers[0].moe.router.normalize_after_drop = true;
+  }
+  std::vector<LayerSpec>& layers = another();
+  layers[0].moe.router.num_experts = 3;
+  layers[1].moe.router.num_experts = 5;
+  layers[1].moe.router.top_k = 3;
+  for (LayerSpec& layer : layers) layer.moe.num_shared_experts = 1, layer.moe.shared_gate = true;
+  return models;
+}
+
+TEST(Generate, IsWhatRepeatedForwardPassesGiveForEveryPresetAndKindOfExpert) {
+  const std::vector<ModelConfig> models = ModelsOfManyKinds();
+  Rng rng(3);
+  for (size_t i = 0; i < models.size(); ++i) {
+    for (const DType format : {DType::kF32, DType::kBf16}) {
+      Tiny tiny(1, format, models[i]);
+      const GenerateRequest request{.prompt = RandomInts(5, 256, rng), .max_tokens = 10, .sampler = Wild(i)};
+      EXPECT_EQ(tiny.RunOne(request, {.prefill_rows = 3}).tokens, NaiveTokens(tiny, request)) << "model " << i;
     }
   }
 }

@@ -5,11 +5,32 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "moe/train/run.h"
 #include "tests/train/tiny_run.h"
 
 namespace moe::test {
+
+// A preset by its own numbers: nothing of the tiny recipe's router, and experts enough for every preset's groups and top_k.
+inline constexpr int64_t kPresetExperts = 24;
+inline std::vector<std::string> PresetSets(std::string_view name) {
+  return {fmt::format("router.policy={}", name), fmt::format("model.experts={}", kPresetExperts),
+          "model.top_k=", "router.capacity_factor="};
+}
+
+// Experts of every kind, with and without drops and bf16; layers of different experts, with a shared one behind a gate.
+inline std::vector<std::vector<std::string>> ModelsOfManyKinds() {
+  return {
+      {"model.expert_groups=1 silu 16, 1 relu2 32 plain, 1 gelu 16 plain deep, 1 zero, 1 copy, 1 constant", "model.experts=6",
+       "model.expert_width=", "router.capacity_factor=0"},
+      {"model.expert_groups=[\"2 gelu_tanh 16\", \"1 zero\", \"1 constant\"]",
+       "model.expert_width=", "train.skip_idle_experts=true", "router.normalize_after_drop=true", "train.dtype=bf16"},
+      {"model.layer_experts=[3, 5]", "model.layer_top_k=[2, 3]", "model.experts=", "model.top_k=", "model.shared_experts=1",
+       "model.shared_expert_gate=true"},
+  };
+}
 
 class RunTest : public testing::Test {
  protected:
