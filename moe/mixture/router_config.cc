@@ -159,6 +159,9 @@ Status CheckRest(const RouterConfig& r, const Checker& wrong) {
     return wrong("noise", "got {}, expected plain top_k without groups and selection bias: it is what is chosen by",
                  NameIn(kRouterNoises, r.noise));
   }
+  if (r.noise == RouterNoise::kGumbelLater && r.top_k == 1) {
+    return wrong("noise", "got gumbel_later with top_k 1, expected gumbel: there is no later choice that noise could change");
+  }
   if (r.selection == RouterSelection::kHash) {  // counts that no router makes would only pull at its probabilities
     for (const auto& [loss, coefficient] : {std::pair{"balance_loss", r.balance_loss},
                                             {"gshard_loss", r.gshard_loss},

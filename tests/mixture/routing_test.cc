@@ -81,6 +81,8 @@ TEST(ValidateRouter, RefusesWhatDoesNotGoTogether) {
       {"score=topk_softmax,normalize_epsilon=1", "[p: normalize_epsilon] got 1 with topk_softmax"},
       {"noise=jitter,noise_scale=1", "[p: noise_scale] got 1, expected less than 1"},
       {"noise=gumbel,noise_scale=1,balance_bias=sign", "[p: noise] got gumbel"},
+      {"noise=gumbel_later,noise_scale=1,top_k=1,normalize=false",
+       "[p: noise] got gumbel_later with top_k 1, expected gumbel: there is no later choice that noise could change"},
       {"target_drop=0.1", "[p: target_drop] got 0.1 without capacity_factor"},
       {"target_drop=0.1,capacity_factor=9", "[p: capacity_factor] got 9, expected 1..4"},
       {"score=sigmoid,top_k=1", "[p: top_k] got 1 with gates that sum to 1"},
