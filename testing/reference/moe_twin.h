@@ -72,7 +72,9 @@ class MoeTwin {
   bool bf16 = false;               // what experts' products read and write, the shared experts' sums excepted
   int64_t capacity = kNoCapacity;  // rows per expert
   std::vector<uint8_t> valid;      // [T]; empty: all
-  std::vector<Real> x;             // [T,D]
+  // Of each token, best first: experts that something else than its logits chose; empty: nothing did.
+  std::vector<std::vector<int64_t>> given;
+  std::vector<Real> x;  // [T,D]
   MoeTwinWeights<Real> w;
 
   // ---- after Forward
@@ -120,10 +122,12 @@ class MoeTwin {
       std::iota(order.begin(), order.end(), 0);
       std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return ValueOf(z[a]) > ValueOf(z[b]); });
       const Real max = z[order[0]];
+      order.resize(Size(rc.top_k));
+      if (!given.empty()) order = given[Size(t)];
       Real sum(0), chosen_sum(0);
       std::vector<Real> exps;
       for (int64_t e = 0; e < E; ++e) exps.push_back(exp(z[e] - max)), sum += exps.back();
-      for (int64_t j = 0; j < rc.top_k; ++j) chosen_sum += exps[Size(order[Size(j)])];
+      for (const int64_t e : order) chosen_sum += exps[Size(e)];
       lse[Size(t)] = max + log(sum);
       z_loss += lse[Size(t)] * lse[Size(t)];
       for (int64_t e = 0; e < E; ++e) {
@@ -132,8 +136,7 @@ class MoeTwin {
         prob_sum[Size(e)] += p;
         entropy += p * (log(sum) - (z[e] - max));
       }
-      for (int64_t j = 0; j < rc.top_k; ++j) {
-        const int64_t e = order[Size(j)];
+      for (const int64_t e : order) {
         Slot slot{.token = t, .expert = e, .position = tokens_per_expert[Size(e)]++};
         const bool zero = Expert(e).spec.kind == ExpertKind::kZero;  // has no row, and is not dropped
         slot.kept = !zero && (capacity == kNoCapacity || slot.position < capacity);
@@ -285,7 +288,8 @@ class MoeTwin {
   // As it lies in memory between two products.
   Real Kept(const Real& v) const { return bf16 ? RoundToBf16(v) : v; }
   double FractionValue(int64_t e) const {
-    return static_cast<double>(tokens_per_expert[Size(e)]) / static_cast<double>(num_tokens * config.router.top_k);
+    const int64_t all = std::accumulate(tokens_per_expert.begin(), tokens_per_expert.end(), int64_t{0});
+    return static_cast<double>(tokens_per_expert[Size(e)]) / static_cast<double>(all);
   }
   Real Fraction(int64_t e) const { return Real(FractionValue(e)); }
 

@@ -32,6 +32,9 @@ class PolicyTwin {
   std::vector<double> bias;             // [E] of the selection; empty: none
   std::vector<int32_t> sequence_begin;  // empty: one sequence
   std::vector<int64_t> tokens_before;   // [E] of the optimizer step; empty: none
+  std::vector<double> choice_noise;     // [T,E] added to what is chosen by; empty: none
+  // Of each token, best first: experts that something else than its logits chose; empty: nothing did.
+  std::vector<std::vector<int64_t>> given;
   // Who is dropped by chance: smaller stays.
   std::vector<double> chance;  // of each slot in order; only of DropOrder::kRandom
 
@@ -196,6 +199,7 @@ class PolicyTwin {
       const bool plain = bias.empty() && config.groups == 1;  // scores grow with logits
       v.push_back(ValueOf(plain || config.score == RouterScore::kTopKSoftmax ? z[Size(e)] : s[Size(e)]));
       if (!bias.empty()) v.back() += bias[Size(e)];
+      if (!choice_noise.empty()) v.back() += choice_noise[Size(t * E() + e)];
     }
     if (config.groups > 1) MaskGroups(v);
     std::vector<int64_t> order(Size(E()));
@@ -206,6 +210,7 @@ class PolicyTwin {
       count = std::count_if(z.begin(), z.end(), [](const Real& x) { return ValueOf(x) > 0; });
     }
     order.resize(Size(count));
+    if (!given.empty()) order = given[Size(t)];
     std::vector<Slot> out;
     if (config.score == RouterScore::kTopKSoftmax) {
       std::vector<bool> among(Size(E()), false);

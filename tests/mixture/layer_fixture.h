@@ -128,10 +128,20 @@ class Layer {
     twin.x = MoeTwinWeights<Real>::Convert(x);
     twin.w = MoeTwinWeights<Real>::From(Weights());
     const RouterConfig& rc = options_.config.router;
+    if (rc.selection != RouterSelection::kTopK) twin.given = Choices(x, valid);
     int64_t tokens = 0;
     for (int64_t t = 0; t < twin.T; ++t) tokens += twin.IsToken(t) ? 1 : 0;
     if (rc.capacity.factor > 0) twin.capacity = ExpertCapacity(rc, rc.capacity.factor, tokens);
     return twin;
+  }
+
+  // Of each token, in training.
+  std::vector<std::vector<int64_t>> Choices(const std::vector<float>& x, const std::vector<uint8_t>& valid) {
+    arena_.Reset();
+    LayerStep step;
+    MoeSaved saved;
+    EXPECT_TRUE(Forward(x, valid, step, &saved));
+    return ChoicesOf(saved.routing.slot_begin, saved.routing.expert);
   }
 
   ParameterStore& store() { return store_; }

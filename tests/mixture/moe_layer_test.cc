@@ -161,6 +161,14 @@ std::vector<Case> Cases() {
     c.options.config.num_shared_experts = 1, c.options.config.shared_gate = true;
     c.T = 70;
   }
+  for (const bool more : {false, true}) {
+    Case& c = add(more ? "experts_choose_shared_padding" : "experts_choose");
+    const std::string policy = "selection=expert_choice,allow_noncausal=true,normalize=false,balance_loss=0.5,z_loss=0.1";
+    c.options.config.router = ParsePolicy(fmt::format("{},top_k={}", policy, more ? 2 : 1), more ? 5 : 4, "test").value();
+    if (!more) continue;
+    c.options.config.num_shared_experts = 1, c.options.config.shared_gate = true;
+    c.valid = {1, 0, 1, 1, 0, 0, 1, 1, 1, 1, 1, 0, 1};
+  }
   return cases;
 }
 
@@ -215,6 +223,11 @@ TEST_P(LayerAgainstTwin, ForwardAndEveryGradientLieWithinDerivedBounds) {
         std::vector<Bounded> gates;
         for (const auto& slots : twin.slots) {
           for (const auto& s : slots) experts.push_back(static_cast<int32_t>(s.expert)), gates.push_back(s.gate);
+        }
+        if (c.options.config.router.has_varying_k()) {  // as many as like it, and none
+          const auto fewer = [](const auto& a, const auto& b) { return a.size() < b.size(); };
+          EXPECT_EQ(std::ranges::min_element(twin.slots, fewer)->size(), 0u);
+          EXPECT_GT(std::ranges::max_element(twin.slots, fewer)->size(), 1u);
         }
         EXPECT_EQ(got.expert, experts);
         EXPECT_EQ(got.tokens_per_expert, twin.tokens_per_expert);

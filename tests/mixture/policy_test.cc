@@ -4,16 +4,10 @@
 #include <numeric>
 #include <ostream>
 
-#include "moe/base/rng.h"
-#include "moe/mixture/capacity.h"
-#include "moe/mixture/dispatch_plan.h"
-#include "testing/reference/policy_twin.h"
-#include "tests/mixture/router_fixture.h"
+#include "tests/mixture/policy_run.h"
 
 namespace moe::test {
 namespace {
-
-constexpr uint64_t kChanceKey = 77, kNoiseKey = 78;
 
 struct Case {
   std::string name;
@@ -78,99 +72,56 @@ std::vector<Case> Cases() {
           fmt::format("top_k=2,capacity_factor=0.6,capacity_scope=sequence,drop={},normalize_after_drop={}", drop, after), 4);
     }
   }
+  for (const char* drop : {"position", "score"}) {
+    for (const char* rest : {"score=softmax,normalize_epsilon=0.01", "score=sigmoid,normalize_epsilon=0.01", "score=softmax",
+                             "score=topk_softmax"}) {
+      const bool epsilon = std::string_view(rest).find(',') != std::string_view::npos;
+      const std::string_view score = std::string_view(rest).substr(6, std::string_view(rest).find(',') - 6);
+      add(fmt::format("drop_{}_true_{}_scaled{}", drop, score, epsilon ? "_epsilon" : ""),
+          fmt::format("top_k=3,{},capacity_factor=0.7,drop={},normalize_after_drop=true,scale=1.7", rest, drop), 6);
+    }
+  }
+  // Chosen by something else than scores: gates, losses and gradients, given the choice.
+  for (const char* score : {"softmax", "sigmoid"}) {
+    for (const int k : {1, 2, 5}) {
+      const auto chosen_by = [&](const char* name, const std::string& how) {
+        const bool hash = std::string_view(name) == "hash", experts = std::string_view(name) == "expert_choice";
+        add(fmt::format("{}_{}_{}", name, score, k),
+            fmt::format("{},score={},top_k={},normalize={},scale=1.3,importance_loss=0.5{}", how, score, k, k > 1 && !experts,
+                        hash ? ",balance_loss=0" : ",gshard_loss=0.3,sequence_loss=0.4,global_loss=0.2"),
+            5);
+      };
+      chosen_by("hash", "selection=hash");
+      chosen_by("sinkhorn", "selection=sinkhorn");
+      chosen_by("expert_choice", "selection=expert_choice,allow_noncausal=true");
+      chosen_by("gumbel", "noise=gumbel,noise_scale=1");
+      if (k > 1) chosen_by("gumbel_later", "noise=gumbel_later,noise_scale=1");
+    }
+  }
+  add("gumbel_topk_softmax", "score=topk_softmax,top_k=3,noise=gumbel,noise_scale=2", 7);
+  add("expert_choice_sqrt_softplus",
+      "selection=expert_choice,allow_noncausal=true,score=sqrt_softplus,normalize=false,top_k=2,sequence_loss=0.5", 6);
+  for (const auto& [name, how] : {std::pair{"hash", "selection=hash,balance_loss=0"},
+                                  {"sinkhorn", "selection=sinkhorn"},
+                                  {"gumbel", "noise=gumbel,noise_scale=1"}}) {
+    add(fmt::format("{}_drops", name), fmt::format("{},top_k=3,score=sigmoid,capacity_factor=0.7", how), 6);
+    add(fmt::format("{}_drops_then_normalizes", name),
+        fmt::format("{},top_k=3,capacity_factor=0.7,drop=first_choices,normalize_after_drop=true", how), 6);
+  }
+  add("many_experts_hash", "selection=hash,balance_loss=0,top_k=8,score=sigmoid", 1024);
+  add("many_experts_sinkhorn", "selection=sinkhorn,sinkhorn_rounds=3,top_k=8", 1024);
+  add("many_experts_expert_choice", "selection=expert_choice,allow_noncausal=true,normalize=false,top_k=8", 1024);
   add("capacity_nothing", "top_k=2,capacity_factor=0.01,least_capacity=0,capacity_rounding=floor", 4);
   add("capacity_more_than_tokens", "top_k=2,capacity_factor=100", 4);
   add("capacity_nearest_of_tokens", "top_k=2,capacity_factor=1.3,capacity_rounding=nearest,capacity_times_top_k=false", 5);
   return cases;
 }
 
-// One run of the product.
-struct Got {
-  std::vector<int32_t> slot_begin, expert, slot_row;
-  std::vector<float> gate, p, d_logits;
-  RouterAux aux;
-  std::vector<int64_t> load;
-};
-
-struct Input {
-  std::vector<float> logits, bias;
-  std::vector<uint8_t> valid;
-  std::vector<int32_t> sequence_begin;
-  std::vector<int64_t> tokens_before;
-};
-
-Input RandomInput(const RouterConfig& config, int64_t T, bool padding, Rng& rng) {
-  Input in{.logits = NormalFloats(T * config.num_experts, rng, 2)};
-  if (config.selects_by_bias()) in.bias = NormalFloats(config.num_experts, rng, 0.3);
-  for (int64_t t = 0; padding && t < T; ++t) in.valid.push_back(rng.Below(4) != 0);
-  in.sequence_begin = {0, static_cast<int32_t>(T / 3), static_cast<int32_t>(T / 3), static_cast<int32_t>(T / 2),
-                       static_cast<int32_t>(T)};
-  // None, of the first micro-batch of a step, or some.
-  for (int64_t e = 0; e < config.num_experts && T % 3 > 0; ++e) in.tokens_before.push_back(T % 3 == 1 ? 0 : rng.Below(20));
-  return in;
-}
-
-std::vector<double> GateGradients(const std::vector<int32_t>& slot_row, Rng& rng) {
-  std::vector<double> d;
-  for (const int32_t row : slot_row) d.push_back(row < 0 ? 0 : static_cast<float>(rng.Normal()));
-  return d;
-}
-
-Got RunProduct(const RouterConfig& config, const Input& in, Rng& rng, std::vector<double>* d_gate, int threads = 1) {
-  Router r(config, threads);
-  RouterSaved saved;
-  const int64_t E = config.num_experts, T = static_cast<int64_t>(in.logits.size()) / E;
-  Routing routing = Route(config,
-                          {.logits = {in.logits.data(), T, E},
-                           .valid = in.valid,
-                           .selection_bias = in.bias,
-                           .sequence_begin = in.sequence_begin,
-                           .tokens_before = in.tokens_before,
-                           .training = config.load_loss > 0,
-                           .key = kNoiseKey},
-                          &saved, r.ctx)
-                        .value();
-  const auto kept = KeepWithinCapacity(config, config.capacity.factor, routing, in.sequence_begin, kChanceKey, r.ctx);
-  const DispatchPlan plan = BuildDispatchPlan(routing, E, kept, r.ctx);
-  NormalizeKept(config, plan.slot_row, routing, r.ctx);
-  Got got{.slot_begin = {routing.slot_begin.begin(), routing.slot_begin.end()},
-          .expert = {routing.expert.begin(), routing.expert.end()},
-          .slot_row = {plan.slot_row.begin(), plan.slot_row.end()},
-          .gate = Floats(routing.gate),
-          .p = Floats(std::span(saved.probs.data, static_cast<size_t>(saved.probs.size()))),
-          .aux = routing.aux,
-          .load = {routing.aux.tokens_per_expert.begin(), routing.aux.tokens_per_expert.end()}};
-  if (d_gate->empty()) *d_gate = GateGradients(got.slot_row, rng);
-  const std::vector<float> d(d_gate->begin(), d_gate->end());
-  got.d_logits.assign(in.logits.size(), -7.0f);
-  RouteBackward(config, routing, saved, plan.slot_row, d, 0.5f, {got.d_logits.data(), T, E}, r.ctx);
-  return got;
-}
-
-template <class Real>
-PolicyTwin<Real> TwinOf(const RouterConfig& config, const Input& in) {
-  PolicyTwin<Real> twin{.config = config, .factor = config.capacity.factor};
-  twin.logits.assign(in.logits.begin(), in.logits.end());
-  twin.valid = in.valid, twin.sequence_begin = in.sequence_begin, twin.tokens_before = in.tokens_before;
-  twin.bias.assign(in.bias.begin(), in.bias.end());
-  for (size_t i = 0; config.load_loss > 0 && i < in.logits.size(); i += static_cast<size_t>(config.num_experts)) {
-    Rng rng(kNoiseKey, i / static_cast<size_t>(config.num_experts));
-    for (int64_t e = 0; e < config.num_experts; ++e) {
-      twin.noise.push_back(static_cast<float>(config.noise_scale * rng.Normal()));
-    }
-  }
-  for (uint64_t slot = 0; slot < in.logits.size(); ++slot) {
-    twin.chance.push_back(static_cast<double>(MixBits(kChanceKey ^ MixBits(slot + 1)) >> 11));
-  }
-  twin.Run();
-  return twin;
-}
-
 // Slots, gates, probabilities, counts and losses.
-void ExpectAlike(const RouterConfig& config, const Input& in, Rng& rng) {
+void ExpectAlike(const RouterConfig& config, const PolicyInput& in, Rng& rng) {
   std::vector<double> d_gate;
-  const Got got = RunProduct(config, in, rng, &d_gate);
-  const auto want = TwinOf<Bounded>(config, in);
+  const PolicyRun got = RunProduct(config, in, rng, &d_gate);
+  const auto want = TwinOf<Bounded>(config, in, got);
   std::vector<int32_t> slot_begin{0}, expert;
   std::vector<Bounded> gate;
   std::vector<bool> kept, got_kept;
@@ -216,8 +167,8 @@ TEST_P(PolicyAgainstTwin, AgreesWhereAllIsEqualOrAllIsOne) {
   const auto E = static_cast<size_t>(config.num_experts);
   for (const size_t T : {1, 40}) {
     Rng rng(T);
-    const Input random = RandomInput(config, static_cast<int64_t>(T), true, rng);
-    Input equal = random, one = random, alone = random;
+    const PolicyInput random = RandomInput(config, static_cast<int64_t>(T), true, rng);
+    PolicyInput equal = random, one = random, alone = random;
     std::ranges::fill(equal.logits, 0.5f);
     for (size_t t = 0; t < T; ++t) {
       for (size_t e = 0; e < E; ++e) one.logits[t * E + e] *= 0.1f;
@@ -239,19 +190,13 @@ TEST_P(PolicyAgainstTwin, NamesTheTokenWhoseLogitIsNotFinite) {
   const int64_t E = config.num_experts, T = 7;
   for (const float bad : {NAN, INFINITY, -INFINITY}) {
     Rng rng(9);
-    Input in = RandomInput(config, T, false, rng);
+    PolicyInput in = RandomInput(config, T, false, rng);
     in.logits[static_cast<size_t>(5 * E + E - 1)] = bad;
     for (const bool padding : {false, true}) {
       in.valid.assign(T, 1);
       in.valid[5] = padding ? 0 : 1;
       Router r(config);
-      const auto routing = Route(config,
-                                 {.logits = {in.logits.data(), T, E},
-                                  .valid = in.valid,
-                                  .selection_bias = in.bias,
-                                  .sequence_begin = in.sequence_begin,
-                                  .tokens_before = in.tokens_before},
-                                 nullptr, r.ctx);
+      const auto routing = Route(config, RouteInputOf(config, in), nullptr, r.ctx);
       ASSERT_EQ(routing.has_value(), padding);
       if (padding) continue;
       EXPECT_EQ(routing.error().what.find(fmt::format("token 5: got logit {} for expert {}", bad, E - 1)), 0u)
@@ -263,13 +208,13 @@ TEST_P(PolicyAgainstTwin, NamesTheTokenWhoseLogitIsNotFinite) {
 // Away from ties, so that no choice changes within a difference.
 TEST_P(PolicyAgainstTwin, GradientsAreDifferencesOfTheTwin) {
   RouterConfig config = GetParam().config;
-  config.balance_loss = 0.7, config.z_loss = 0.3;
+  config.balance_loss = config.selection == RouterSelection::kHash ? 0 : 0.7, config.z_loss = 0.3;
   const int64_t T = config.num_experts > 100 ? 2 : 9;
   Rng rng(5);
-  const Input in = RandomInput(config, T, true, rng);
+  const PolicyInput in = RandomInput(config, T, true, rng);
   std::vector<double> d_gate;
-  const Got got = RunProduct(config, in, rng, &d_gate);
-  auto twin = TwinOf<double>(config, in);
+  const PolicyRun got = RunProduct(config, in, rng, &d_gate);
+  auto twin = TwinOf<double>(config, in, got);
   constexpr double h = 1e-6;
   const auto at = [&](size_t i, double z) {
     const double before = twin.logits[i];
@@ -291,11 +236,11 @@ TEST_P(PolicyAgainstTwin, GradientsAreDifferencesOfTheTwin) {
 TEST_P(PolicyAgainstTwin, SaysTheSameForAnyThreads) {
   const RouterConfig& config = GetParam().config;
   Rng rng(6);
-  const Input in = RandomInput(config, 200, true, rng);
+  const PolicyInput in = RandomInput(config, 200, true, rng);
   std::vector<double> d_gate;
-  const Got one = RunProduct(config, in, rng, &d_gate);
+  const PolicyRun one = RunProduct(config, in, rng, &d_gate);
   for (const int threads : {2, 3}) {
-    const Got other = RunProduct(config, in, rng, &d_gate, threads);
+    const PolicyRun other = RunProduct(config, in, rng, &d_gate, threads);
     EXPECT_EQ(one.expert, other.expert);
     EXPECT_EQ(one.slot_row, other.slot_row);
     ExpectSameBits(one.gate, other.gate);

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "moe/mixture/routing.h"
@@ -14,6 +16,31 @@ namespace moe::test {
 template <class T>
 std::vector<float> Floats(std::span<T> x) {
   return {x.begin(), x.end()};
+}
+
+// The experts of each token, best first.
+inline std::vector<std::vector<int64_t>> ChoicesOf(std::span<const int32_t> slot_begin, std::span<const int32_t> expert) {
+  std::vector<std::vector<int64_t>> out;
+  for (size_t t = 0; t + 1 < slot_begin.size(); ++t) {
+    out.emplace_back(expert.begin() + slot_begin[t], expert.begin() + slot_begin[t + 1]);
+  }
+  return out;
+}
+
+// chosen: the largest of v, best first but for differences of at most `margin`, none of them twice.
+inline void ExpectBestFirst(const std::vector<double>& v, const std::vector<int64_t>& chosen, double margin) {
+  std::vector<bool> left(v.size(), true);
+  for (const int64_t e : chosen) {
+    ASSERT_TRUE(e >= 0 && e < std::ssize(v) && left[static_cast<size_t>(e)]) << "expert " << e;
+    left[static_cast<size_t>(e)] = false;
+  }
+  double rest = -INFINITY;
+  for (size_t e = 0; e < v.size(); ++e) rest = left[e] ? std::max(rest, v[e]) : rest;
+  for (size_t j = chosen.size(); j-- > 0;) {
+    const double own = v[static_cast<size_t>(chosen[j])];
+    EXPECT_GE(own, rest - margin) << "choice " << j << ", expert " << chosen[j];
+    rest = std::max(rest, own);
+  }
 }
 
 struct Router {

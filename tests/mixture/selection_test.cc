@@ -1,8 +1,10 @@
-// Selections that look at more than one token's scores, or at none: Sinkhorn, expert choice, hashing, noise.
+// What is chosen by more than a token's logits, or by none of them: noise, hashing, ReLU. Also sinkhorn_test.cc and
+// expert_choice_test.cc.
 #include "moe/mixture/selection.h"
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <set>
 
@@ -15,38 +17,6 @@ namespace {
 
 constexpr int64_t kTokens = 300, kExperts = 8;
 
-// The definition: scale rows, then columns, of exp(z), until the columns' factors stay.
-std::vector<double> NaiveSinkhorn(const std::vector<float>& logits, double tolerance, int64_t rounds) {
-  std::vector<double> m, row(kTokens, 1), column(kExperts, 1);
-  for (const float z : logits) m.push_back(std::exp(z));
-  double change = INFINITY;
-  for (int64_t i = 0; i < rounds && change > tolerance; ++i) {
-    change = 0;
-    for (size_t t = 0; t < kTokens; ++t) {
-      double sum = 0;
-      for (size_t e = 0; e < kExperts; ++e) sum += m[t * kExperts + e] * column[e];
-      row[t] = 1.0 / kTokens / sum;
-    }
-    for (size_t e = 0; e < kExperts; ++e) {
-      double sum = 0;
-      for (size_t t = 0; t < kTokens; ++t) sum += m[t * kExperts + e] * row[t];
-      const double next = 1.0 / kExperts / sum;
-      change += std::abs(1 - column[e] / next) / kExperts;
-      column[e] = next;
-    }
-  }
-  for (size_t i = 0; i < m.size(); ++i) m[i] *= row[i / kExperts] * column[i % kExperts];
-  return m;
-}
-
-RouterConfig SinkhornConfig() {
-  return ParsePolicy("selection=sinkhorn,top_k=1,normalize=false", kExperts, "test").value();
-}
-std::vector<float> SkewedLogits(Rng& rng) {
-  auto logits = NormalFloats(kTokens * kExperts, rng);
-  for (size_t i = 0; i < logits.size(); i += kExperts) logits[i] += 3;  // expert 0 is everybody's favourite
-  return logits;
-}
 Routing RouteWith(Router& r, const std::vector<float>& logits, bool training, uint64_t key = 0, RouterSaved* saved = nullptr) {
   const int64_t E = r.config.num_experts;
   return Route(r.config,
@@ -55,132 +25,9 @@ Routing RouteWith(Router& r, const std::vector<float>& logits, bool training, ui
       .value();
 }
 
-TEST(Sinkhorn, ChoosesTheLargestOfTheBalancedMatrix) {
-  Rng rng(1);
-  const auto logits = SkewedLogits(rng);
-  const auto balanced = NaiveSinkhorn(logits, 1e-4, 100);
-  Router r(SinkhornConfig());
-  const Routing routing = RouteWith(r, logits, true);
-  for (size_t t = 0; t < kTokens; ++t) {
-    const auto begin = balanced.begin() + static_cast<int64_t>(t * kExperts);
-    EXPECT_EQ(routing.expert[t], std::max_element(begin, begin + kExperts) - begin) << t;
-  }
-  // In evaluation the favourite has most of the tokens, in training about its share.
-  const Routing plain = RouteWith(r, logits, false);
-  EXPECT_GT(plain.aux.tokens_per_expert[0], kTokens / 2);
-  EXPECT_LT(*std::ranges::max_element(routing.aux.tokens_per_expert), 2 * kTokens / kExperts);
-  // Gates are the softmax all the same.
-  RouterSaved saved;
-  const Routing again = RouteWith(r, logits, true, 0, &saved);
-  for (size_t t = 0; t < kTokens; ++t) {
-    const double p = saved.probs(static_cast<int64_t>(t), again.expert[t]);
-    EXPECT_NEAR(again.gate[t], p, 4 * kEpsF32 * p);
-  }
-}
-
-// Of the matrix that the product's own factors make: rows are scaled to sum alike, columns then do within the tolerance.
-TEST(Sinkhorn, BalancesWithinItsTolerance) {
-  for (const float spread : {1.0f, 10.0f, 30.0f}) {
-    SCOPED_TRACE(spread);
-    Rng rng(4);
-    auto logits = SkewedLogits(rng);
-    for (size_t i = 0; i < logits.size(); i += kExperts) logits[i] += spread;  // further and further ahead
-    RouterConfig config = SinkhornConfig();
-    config.sinkhorn_rounds = 10000;
-    std::vector<float> factor(kExperts);
-    Router r(config);
-    ASSERT_LT(Sinkhorn(config, {logits.data(), kTokens, kExperts}, {}, factor, r.ctx), config.sinkhorn_rounds);
-    std::vector<double> column(kExperts);
-    for (size_t t = 0; t < kTokens; ++t) {
-      double largest = -INFINITY, sum = 0;
-      for (size_t e = 0; e < kExperts; ++e) largest = std::max<double>(largest, logits[t * kExperts + e] + factor[e]);
-      for (size_t e = 0; e < kExperts; ++e) sum += std::exp(logits[t * kExperts + e] + factor[e] - largest);
-      for (size_t e = 0; e < kExperts; ++e)
-        column[e] += std::exp(logits[t * kExperts + e] + factor[e] - largest) / sum / kTokens;
-    }
-    double off = 0;
-    for (const double c : column) off += std::abs(c * kExperts - 1) / kExperts;
-    EXPECT_LT(off, config.sinkhorn_tolerance + 100 * kEpsF32);  // logarithms of factors are rounded once more
-    EXPECT_LT(*std::ranges::max_element(RouteWith(r, logits, true).aux.tokens_per_expert), 2 * kTokens / kExperts);
-  }
-}
-
-TEST(Sinkhorn, StopsAtItsBoundAndIsTheSameForAnyThreads) {
-  Rng rng(2);
-  const auto logits = SkewedLogits(rng);
-  RouterConfig config = SinkhornConfig();
-  std::vector<float> first(kExperts), other(kExperts);
-  Router one(config), three(config, 3);
-  const MatView<const float> view(logits.data(), kTokens, kExperts);
-  const int64_t rounds = Sinkhorn(config, view, {}, first, one.ctx);
-  EXPECT_GT(rounds, 2);
-  EXPECT_LT(rounds, config.sinkhorn_rounds);
-  EXPECT_EQ(Sinkhorn(config, view, {}, other, three.ctx), rounds);
-  ExpectSameBits(first, other);
-  config.sinkhorn_rounds = 2, config.sinkhorn_tolerance = 1e-30;
-  EXPECT_EQ(Sinkhorn(config, view, {}, other, one.ctx), 2);
-  // Equal logits are balanced at once; padding is not looked at; no tokens, no rounds.
-  std::vector<float> equal(logits.size(), 700.0f);
-  std::vector<uint8_t> valid(kTokens, 1);
-  equal[5 * kExperts] = NAN, valid[5] = 0;
-  Sinkhorn(SinkhornConfig(), {equal.data(), kTokens, kExperts}, valid, other, one.ctx);
-  for (const float x : other) EXPECT_EQ(x, other[0]);
-  EXPECT_TRUE(std::isfinite(other[0]));
-  EXPECT_EQ(Sinkhorn(SinkhornConfig(), {equal.data(), kTokens, kExperts}, std::vector<uint8_t>(kTokens, 0), other, one.ctx), 0);
-}
-
-TEST(Sinkhorn, NamesATokenWhoseLogitIsNotFinite) {
-  Rng rng(3);
-  auto logits = SkewedLogits(rng);
-  logits[7 * kExperts + 2] = NAN;
-  Router r(SinkhornConfig());
-  const auto routing = Route(r.config, {.logits = {logits.data(), kTokens, kExperts}, .training = true}, nullptr, r.ctx);
-  ASSERT_FALSE(routing);
-  EXPECT_NE(routing.error().Message().find("token 7: got logit nan for expert 2"), std::string::npos);
-}
-
-TEST(ExpertChoice, EveryExpertTakesItsBestTokens) {
-  for (const char* score : {"softmax", "sigmoid"}) {
-    for (const int64_t T : {0, 1, 3, 50}) {
-      SCOPED_TRACE(fmt::format("{} {} tokens", score, T));
-      Rng rng(4);
-      const auto config = ParsePolicy(
-          fmt::format("selection=expert_choice,score={},normalize=false,top_k=2,allow_noncausal=true", score), 6, "test");
-      Router r(config.value(), 2);
-      auto logits = NormalFloats(T * 6, rng);
-      for (float& z : logits) z = std::round(2 * z) / 2;  // ties
-      std::vector<uint8_t> valid;
-      for (int64_t t = 0; t < T; ++t) valid.push_back(T < 10 || t % 5 != 0);
-      RouterSaved saved;
-      const Routing routing = r.Run(logits, valid, &saved).value();
-      const auto n = static_cast<int64_t>(std::count(valid.begin(), valid.end(), uint8_t{1}));
-      const int64_t each = std::min(n, (n * 2 + 5) / 6);
-      std::set<std::pair<int64_t, int64_t>> want;  // token, expert
-      for (int64_t e = 0; e < 6; ++e) {
-        std::vector<int64_t> order;
-        for (int64_t t = 0; t < T; ++t) {
-          if (valid[static_cast<size_t>(t)] != 0) order.push_back(t);
-        }
-        const auto s = [&](int64_t t) { return saved.probs(t, e) * saved.score_sum[static_cast<size_t>(t)]; };
-        std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return s(a) > s(b); });
-        for (int64_t i = 0; i < each; ++i) want.insert({order[static_cast<size_t>(i)], e});
-        EXPECT_EQ(routing.aux.tokens_per_expert[static_cast<size_t>(e)], each);
-      }
-      std::set<std::pair<int64_t, int64_t>> got;
-      for (int64_t t = 0; t < T; ++t) {
-        for (auto i = static_cast<size_t>(routing.slot_begin[static_cast<size_t>(t)]);
-             i < static_cast<size_t>(routing.slot_begin[static_cast<size_t>(t) + 1]); ++i) {
-          got.insert({t, routing.expert[i]});
-          const double gate = saved.probs(t, routing.expert[i]) * saved.score_sum[static_cast<size_t>(t)];
-          EXPECT_NEAR(routing.gate[i], gate, 4 * kEpsF32 * gate);
-        }
-      }
-      EXPECT_EQ(got, want);
-      const Routing without = r.Run(logits, valid).value();
-      ExpectSameBits(without.expert, routing.expert);
-      ExpectSameBits(without.gate, routing.gate);
-    }
-  }
+Routing HashWith(Router& r, const std::vector<float>& logits, const std::vector<int32_t>& ids) {
+  return Route(r.config, {.logits = {logits.data(), std::ssize(ids), r.config.num_experts}, .ids = ids}, nullptr, r.ctx)
+      .value();
 }
 
 TEST(Hash, IsAFunctionOfTheTokensIdAlone) {
@@ -199,6 +46,68 @@ TEST(Hash, IsAFunctionOfTheTokensIdAlone) {
   for (size_t s = 0; s < a.expert.size(); s += 2) EXPECT_NE(a.expert[s], a.expert[s + 1]);
   // 8,000 slots in 8 experts, 1,000 each: five standard deviations of 30.
   for (const int64_t n : a.aux.tokens_per_expert) EXPECT_NEAR(static_cast<double>(n), 1000, 150);
+}
+
+// Where models that were saved send their tokens: another stream, or other values from it, would send them elsewhere. By a
+// Python program from the definition alone.
+TEST(Hash, GoesWhereItAlwaysWent) {
+  struct Pin {
+    int32_t id;
+    int64_t E;
+    std::vector<int32_t> experts;
+  };
+  const int32_t last = std::numeric_limits<int32_t>::max();
+  const std::vector<Pin> pins = {
+      {0, 3, {2, 0, 1}},
+      {1, 3, {0, 1, 2}},
+      {50256, 3, {0, 2, 1}},
+      {last, 3, {1, 2, 0}},
+      {0, 8, {4, 5}},
+      {1, 8, {6, 0}},
+      {50256, 8, {0, 7}},
+      {last, 8, {1, 2}},
+      {0, 64, {38, 24, 49, 33}},
+      {1, 64, {21, 45, 27, 41}},
+      {50256, 64, {47, 25, 45, 0}},
+      {last, 64, {38, 24, 32, 62}},
+      {0, 1024, {731, 203, 485}},
+      {1, 1024, {339, 261, 660}},
+      {50256, 1024, {591, 595, 327}},
+      {last, 1024, {363, 317, 495}},
+  };
+  for (const Pin& pin : pins) {
+    SCOPED_TRACE(fmt::format("token {} of {} experts", pin.id, pin.E));
+    Router r(ParsePolicy(fmt::format("selection=hash,balance_loss=0,top_k={}", pin.experts.size()), pin.E, "test").value());
+    const std::vector<float> logits(static_cast<size_t>(pin.E), 0.5f);
+    const Routing routing = HashWith(r, logits, {pin.id});
+    EXPECT_EQ(std::vector<int32_t>(routing.expert.begin(), routing.expert.end()), pin.experts);
+  }
+}
+
+TEST(Hash, EveryTokenHasItsExpertsAtEverySize) {
+  for (const auto& [E, k] : {std::pair<int64_t, int64_t>{1, 1}, {8, 1}, {8, 3}, {8, 8}, {1024, 4}, {1024, 1024}}) {
+    for (const int64_t T : {0, 1, 3, 70}) {
+      SCOPED_TRACE(fmt::format("{} of {} experts, {} tokens", k, E, T));
+      Rng rng(static_cast<uint64_t>(T));
+      const auto logits = NormalFloats(T * E, rng);
+      const auto ids = RandomInts(T, 40, rng);
+      Router r(ParsePolicy(fmt::format("selection=hash,balance_loss=0,normalize=false,top_k={}", k), E, "test").value(), 2);
+      const Routing routing = HashWith(r, logits, ids);
+      const auto choices = ChoicesOf(routing.slot_begin, routing.expert);
+      ASSERT_EQ(std::ssize(choices), T);
+      std::vector<int64_t> load(static_cast<size_t>(E));
+      for (size_t t = 0; t < choices.size(); ++t) {
+        ASSERT_EQ(std::ssize(choices[t]), k);
+        const std::set<int64_t> distinct(choices[t].begin(), choices[t].end());
+        EXPECT_EQ(std::ssize(distinct), k);
+        EXPECT_TRUE(*distinct.begin() >= 0 && *distinct.rbegin() < E);
+        for (const int64_t e : distinct) ++load[static_cast<size_t>(e)];
+        const auto same = static_cast<size_t>(std::find(ids.begin(), ids.end(), ids[t]) - ids.begin());
+        EXPECT_EQ(choices[t], choices[same]);
+      }
+      EXPECT_TRUE(std::ranges::equal(routing.aux.tokens_per_expert, load));
+    }
+  }
 }
 
 TEST(Noise, IsOfTrainingAloneAndReplaysByItsKey) {

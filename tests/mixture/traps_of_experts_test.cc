@@ -82,13 +82,33 @@ TEST(Traps, Trap12_RouterStaysInFloat32WhenExpertsAreBf16) {
 // ---- 14: odd sizes.
 
 TEST(Traps, Trap14_CapacityZeroDropsEverything) {
-  Router router({.num_experts = 4, .top_k = 2});
   Rng rng(14);
-  const Routing routing = router.Run(NormalFloats(7 * 4, rng)).value();
-  const DispatchPlan plan = BuildDispatchPlan(routing, 4, std::vector<uint8_t>(routing.expert.size()), router.ctx);
-  EXPECT_EQ(plan.num_rows(), 0);
-  EXPECT_EQ(plan.num_dropped, 14);
-  for (const int32_t row : plan.slot_row) EXPECT_EQ(row, -1);
+  constexpr int64_t T = 7, D = 8;
+  const auto x = NormalFloats(T * D, rng), d_y = NormalFloats(T * D, rng);
+  for (const Executor executor : kExecutors) {
+    for (const char* gates : {"normalize=false", "normalize=true", "normalize_after_drop=true", "gates_input=true"}) {
+      SCOPED_TRACE(fmt::format("executor {}, {}", static_cast<int>(executor), gates));
+      LayerOptions options;
+      options.config.executor = executor;
+      options.config.router =
+          ParsePolicy(fmt::format("top_k=2,balance_loss=0,z_loss=0,capacity_factor=0.01,eval_capacity_factor=0.01,"
+                                  "capacity_rounding=floor,least_capacity=0,{}",
+                                  gates),
+                      4, "test")
+              .value();
+      ASSERT_EQ(ExpertCapacity(options.config.router, 0.01, T), 0);
+      Layer layer(options);
+      const LayerStep step = layer.Train(x, d_y), inferred = layer.Infer(x);
+      EXPECT_EQ(step.num_dropped, 2 * T);
+      EXPECT_EQ(inferred.num_dropped, 2 * T);
+      EXPECT_EQ(step.slot_row, std::vector<int32_t>(2 * T, -1));
+      EXPECT_EQ(std::accumulate(step.tokens_per_expert.begin(), step.tokens_per_expert.end(), int64_t{0}), 2 * T);
+      for (const auto* zeros : {&step.y, &step.d_x, &inferred.y, &step.d_w.router, &step.d_w.gate_up, &step.d_w.down}) {
+        EXPECT_FALSE(zeros->empty());
+        EXPECT_TRUE(std::ranges::all_of(*zeros, [](float v) { return v == 0; }));
+      }
+    }
+  }
 }
 
 TEST(Traps, Trap14_CapacityBeyondTheTokensIsDropless) {
@@ -169,29 +189,34 @@ TEST(Traps, Trap15_EmptyExpertsGradientIsExactlyZeroAndKeepsWhatWasThere) {
 // ---- 16: all tokens to one expert, more of them than 16 bits count.
 
 TEST(Traps, Trap16_AllTokensToOneExpertBeyond16Bits) {
-  LayerOptions options;
-  options.config.router = {.num_experts = 3, .top_k = 1, .normalize = false};
-  options.threads = 2;
-  Layer layer(options);
   constexpr size_t T = 66'000, D = 8;
   Rng rng(18);
   auto x = NormalFloats(T * D, rng);
   for (size_t t = 0; t < T; ++t) x[t * D] = 1;
-  layer.parameter("router").value.mat()(1, 0) = 30;
-  layer.Repacked();
-  const LayerStep step = layer.Train(x, x);
-  EXPECT_EQ(step.tokens_per_expert, (std::vector<int64_t>{0, T, 0}));
-  EXPECT_EQ(step.slot_row.back(), static_cast<int32_t>(T - 1));
-  // The last tokens fare as they would alone.
-  const std::vector<float> tail(x.end() - 3 * D, x.end());
-  ExpectSameBits(layer.Infer(tail).y, std::span(step.y).last(3 * D));
-  // The weight gradient's norm grows with its tokens; nothing overflowed.
-  double sum = 0;
-  for (const float g : step.d_w.down) {
-    ASSERT_TRUE(std::isfinite(g));
-    sum += std::abs(g);
+  for (const Executor executor : kExecutors) {
+    SCOPED_TRACE(static_cast<int>(executor));
+    LayerOptions options;
+    options.config.router = {.num_experts = 3, .top_k = 1, .normalize = false, .balance_loss = 0, .z_loss = 0};
+    options.config.executor = executor;
+    options.threads = 2;
+    Layer layer(options);
+    layer.parameter("router").value.mat()(1, 0) = 30;
+    layer.Repacked();
+    const LayerStep step = layer.Train(x, x);
+    EXPECT_EQ(step.tokens_per_expert, (std::vector<int64_t>{0, T, 0}));
+    EXPECT_EQ(step.slot_row.back(), static_cast<int32_t>(T - 1));
+    // The last tokens fare as they would alone.
+    const std::vector<float> tail(x.end() - 3 * D, x.end());
+    ExpectSameBits(layer.Infer(tail).y, std::span(step.y).last(3 * D));
+    ExpectSameBits(layer.Train(tail, tail).d_x, std::span(step.d_x).last(3 * D));
+    // The weight gradient's norm grows with its tokens; nothing overflowed.
+    double sum = 0;
+    for (const float g : step.d_w.down) {
+      ASSERT_TRUE(std::isfinite(g));
+      sum += std::abs(g);
+    }
+    EXPECT_GT(sum, 1);
   }
-  EXPECT_GT(sum, 1);
 }
 
 // ---- 17: a logit that is no number is reported with its token, not sorted.

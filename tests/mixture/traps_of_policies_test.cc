@@ -142,7 +142,7 @@ TEST(Traps, Trap20_ATokenWithoutExpertsIsZeroAndFinite) {
   }
 }
 
-// ---- 21: dropping makes a token depend on its neighbours, dropless does not; experts that choose see the future.
+// ---- 21: dropping makes a token depend on its neighbours, dropless does not; experts that choose do.
 
 TEST(Traps, Trap21_OnlyDroplessTokensDoNotDependOnTheirNeighbours) {
   const auto alone_and_together = [](const std::string& policy) {
@@ -159,6 +159,8 @@ TEST(Traps, Trap21_OnlyDroplessTokensDoNotDependOnTheirNeighbours) {
   ExpectSameBits(alone, together);
   const auto [kept, dropped] = alone_and_together("top_k=2,eval_capacity_factor=0.25");
   EXPECT_NE(kept, dropped);
+  const auto [by_all, by_some] = alone_and_together("selection=expert_choice,allow_noncausal=true,normalize=false,top_k=1");
+  EXPECT_NE(by_all, by_some);
 }
 
 // ---- 22: what forward saved, backward leaves: a second backward gives the same gradients.

@@ -221,13 +221,6 @@ TEST(Traps, Trap05_BalanceLossGradientFlowsThroughProbabilitiesOnly) {
   }
 }
 
-TEST(Traps, Trap05_BalanceLossIsComputedPerLayer) {
-  // Two layers of opposite preference: each is unbalanced, though their counts together are not.
-  Router first({.num_experts = 2, .top_k = 1, .normalize = false}), second = Router(first.config);
-  EXPECT_GT(first.Run({4, 0, 4, 0}).value().aux.balance_loss, 1.9);
-  EXPECT_GT(second.Run({0, 4, 0, 4}).value().aux.balance_loss, 1.9);
-}
-
 // ---- 6: losses do not grow with the number of tokens, micro-batches, or recomputations.
 
 TEST(Traps, Trap06_LossesAreMeansNotSums) {
