@@ -186,7 +186,7 @@ TEST(Traps, Trap15_EmptyExpertsGradientIsExactlyZeroAndKeepsWhatWasThere) {
   }
 }
 
-// ---- 16: all tokens to one expert, more of them than 16 bits count.
+// ---- 16: all tokens to one expert: more of them, and of their blocks, than 16 bits count.
 
 TEST(Traps, Trap16_AllTokensToOneExpertBeyond16Bits) {
   constexpr size_t T = 66'000, D = 8;
@@ -198,6 +198,7 @@ TEST(Traps, Trap16_AllTokensToOneExpertBeyond16Bits) {
     LayerOptions options;
     options.config.router = {.num_experts = 3, .top_k = 1, .normalize = false, .balance_loss = 0, .z_loss = 0};
     options.config.executor = executor;
+    if (executor == Executor::kBlockSparse) options.config.expert_width = 144;  // 9 blocks in a row of them: 37,125 in all
     options.threads = 2;
     Layer layer(options);
     layer.parameter("router").value.mat()(1, 0) = 30;
