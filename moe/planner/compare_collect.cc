@@ -37,7 +37,7 @@ Line LineOf(const json& line) {
     ++layers;
   }
   if (layers > 0) out.max_violation /= static_cast<double>(layers);
-  if (line.contains("largest_logit")) out.largest_logit = line.at("largest_logit").get<double>();
+  if (layers > 0 && line.contains("largest_logit")) out.largest_logit = line.at("largest_logit").get<double>();
   if (line.contains("bits_per_byte")) out.bits_per_byte = line.at("bits_per_byte").get<double>();
   return out;
 }

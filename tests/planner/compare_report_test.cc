@@ -193,6 +193,15 @@ TEST_F(CompareReportTest, NothingDoneYetIsAReportToo) {
   EXPECT_NE(CompareMarkdown(report).find("| wide | – | – |"), std::string::npos);
 }
 
+TEST_F(CompareReportTest, ADenseModelHasNoLogit) {
+  WriteRun(Folder("c/base/seed-1"), 1, 0.0);
+  WriteFile(Folder("c/base/seed-1/metrics.jsonl"), Step(1, 2, {}, 0, 0.0).dump() + "\n");
+  const auto report = CollectComparison(MakeComparePlan(Options("c")).value());
+  ASSERT_TRUE(report) << report.error().Message();
+  EXPECT_EQ(report->runs[0][0].steps, 1);
+  EXPECT_FALSE(report->runs[0][0].largest_logit.has_value());
+}
+
 TEST_F(CompareReportTest, DamagedFilesAreNamed) {
   Report();
   const std::string folder = Folder("c/base/seed-2");
