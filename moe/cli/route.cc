@@ -5,6 +5,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "moe/base/printable.h"
 #include "moe/base/progress.h"
 #include "moe/cli/commands.h"
 #include "moe/cli/common.h"
@@ -135,7 +136,8 @@ Result<int> Dispatch(Flags& flags, const RouteModelFlags& of_model, const std::v
   }
   for (const std::string& policy : flags.policies) {
     if (policy != "model" && !policy.starts_with("model,")) continue;
-    return UsageErr("--policy", "got {}, expected another with --logits: only --model has a policy of its own", policy);
+    return UsageErr("--policy", "got {}, expected another with --logits: only --model has a policy of its own",
+                    Printable(policy));
   }
   return Route(flags);
 }

@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "moe/base/clock.h"
@@ -122,8 +123,10 @@ Result<int> RouteModel(const RouteModelFlags& flags, const RoutePolicyFlags& pol
   MOE_TRY(CheckNumbers(flags));
   MOE_TRY(CheckJsonTarget(common));
   MOE_TRY(CheckJsonTarget({.json = flags.out}));
-  if (!flags.out.empty() && flags.out == common.json)
+  const auto whole = [](const std::string& path) { return std::filesystem::absolute(path).lexically_normal(); };
+  if (!flags.out.empty() && !common.json.empty() && whole(flags.out) == whole(common.json)) {
     return UsageErr("--out", "got {} for --json too, expected two files", flags.out);
+  }
   if (flags.data.empty() && ::isatty(STDIN_FILENO) == 1) {
     return UsageErr("--data", "got nothing, expected a file, or text on stdin");
   }

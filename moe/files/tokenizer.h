@@ -23,9 +23,11 @@ namespace moe {
 inline constexpr int32_t kNumSpecials = 3;
 inline constexpr int32_t kMaxVocab = 1 << 20;
 
+inline constexpr int32_t kBytesVocabulary = 259;  // of Tokenizer::Bytes: 256 bytes, BOS, EOS, padding
+
 class Tokenizer {
  public:
-  static Tokenizer Bytes();  // vocab_size 259
+  static Tokenizer Bytes();  // vocab_size kBytesVocabulary
   // merges[i] makes token 256 + i of earlier ones (checked). To train them: bpe_train.h.
   static Tokenizer FromMerges(std::span<const BpeMerge> merges);
 

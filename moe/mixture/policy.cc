@@ -22,9 +22,8 @@ RouterConfig Family(int64_t k, RouterScore score, bool normalize, double balance
 }
 
 constexpr std::array kPolicies = {
-    // As the releases' Hugging Face code has them (transformers, models/<family>/modeling_<family>.py); coefficients are those
-    // of
-    // the config classes. Formulas of the fields stand in router_config.h; testing/policy_oracle.py writes each out in PyTorch.
+    // As the releases' Hugging Face code has them (transformers, models/<family>/modeling_<family>.py). Formulas of the fields
+    // stand in router_config.h; testing/policy_oracle.py writes each policy out in PyTorch.
     Policy{"mixtral", [] { return Family(2, RouterScore::kSoftmax, true, 0.02); }},
     Policy{"olmoe", [] { return Family(8, RouterScore::kSoftmax, false, 0.01, 0.001); }},
     Policy{"qwen2-moe", [] { return Family(4, RouterScore::kSoftmax, false, 0.001); }},

@@ -34,11 +34,11 @@ inline constexpr std::array<std::pair<std::string_view, DType>, 2> kRouterDTypes
     {{"f32", DType::kF32}, {"bf16", DType::kBf16}}};
 
 // From logits z [E] of a token to scores s [E]. All of them grow with z, so without bias and groups the order of z decides.
-// All but sparsemixer also take the E exponentials of a softmax, which entropy and losses read; what else they cost:
+// All also take the E exponentials of a softmax, for the z-loss; what else they cost:
 enum class RouterScore : uint8_t {
   // exp(z) / sum over all experts of exp(z); nothing else (Shazeer 2017; Mixtral, OLMoE, Qwen, DeepSeek-V2)
   kSoftmax,
-  // The same, the sum over the chosen only: gates sum to 1; k exponentials (Megatron's default, gpt-oss, Granite)
+  // The same, the sum over the chosen only: gates sum to 1; k additions (Megatron's default, gpt-oss, Granite)
   kTopKSoftmax,
   // 1 / (1 + exp(-z)); E exponentials (DeepSeek-V3, GLM-4.5)
   kSigmoid,
@@ -67,11 +67,10 @@ enum class RouterSelection : uint8_t {
   // The k best of each token; one pass over E, and a short one for each choice.
   kTopK,
   // Training: the k best after the rows and columns of exp(z) were made to sum alike (Sinkhorn & Knopp 1967; Clark et al. 2022,
-  // S-BASE); evaluation: kTopK. E exponentials, and E multiply-adds in each round (mixture/selection.h).
+  // S-BASE); evaluation: kTopK. E exponentials, and 2 E multiply-adds in each round (mixture/selection.h).
   kSinkhorn,
-  // Each expert takes its best tokens (Zhou et al. 2022); looks at later tokens, so not for causal models. A partial sort of
-  // the
-  // T tokens for each expert: about T E steps, and a byte for each of the T E pairs.
+  // Each expert takes its best tokens (Zhou et al. 2022); looks at later tokens, so not for causal models. A partial sort of T
+  // tokens for each expert: about T E steps, and a byte for each of the T E pairs.
   kExpertChoice,
   // A function of the token's id; the router's scores are only gates (Roller et al. 2021). E integer hashes; the load is that
   // of

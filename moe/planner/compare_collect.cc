@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -143,17 +142,6 @@ Status CheckSame(const RunSummaryFile& first, const std::string& first_folder, c
   return check("instruction set", other.kernels, first.kernels);
 }
 
-// Runs that begin with the same folder begin with the same weights: `seen` [folder] holds a run of each and their digest.
-Status CheckWeights(const std::string& from, const std::string& digest, const std::string& folder,
-                    std::map<std::string, std::pair<std::string, std::string>>& seen) {
-  if (digest.empty()) return {};
-  const auto [it, is_new] = seen.try_emplace(from, folder, digest);
-  if (it->second.second == digest) return {};
-  return Err(folder,
-             "got a run that began with other weights of {} ({}), expected those of {} ({}); remove the folder and it is run anew",
-             from, digest, it->second.first, it->second.second);
-}
-
 }  // namespace
 
 LossSpikes FindSpikes(std::span<const double> losses) {
@@ -191,7 +179,7 @@ Result<CompareReport> CollectComparison(const ComparePlan& plan) {
   report.runs.resize(plan.variants.size());
   std::optional<RunSummaryFile> first;
   std::string first_folder;
-  std::map<std::string, std::pair<std::string, std::string>> weights;
+  WeightsSeen weights;
   for (size_t i = 0; i < plan.variants.size(); ++i) {
     if (plan.variants[i].runs_of != i) {
       report.runs[i] = report.runs[plan.variants[i].runs_of];
@@ -206,7 +194,7 @@ Result<CompareReport> CollectComparison(const ComparePlan& plan) {
         report.kernels = summary.kernels, report.threads = summary.threads;
       }
       MOE_TRY(CheckSame(*first, first_folder, summary, folder));
-      MOE_TRY(CheckWeights(plan.variants[i].recipe.model.from, summary.weights_digest, folder, weights));
+      MOE_TRY(CheckWeights(plan.variants[i].recipe.model.from, summary.weights_digest, folder, weights));  // also of --show
       MOE_TRY(report.runs[i].emplace_back(), ResultOf(folder, summary));
     }
   }

@@ -36,7 +36,7 @@ Status CheckCommon(const CompareVariant& variant, const CompareVariant& base) {
   return {};
 }
 
-// A shape that makes no model, found now and not after an hour; the vocabulary plays no part in that.
+// A shape that makes no model, found now and not after an hour.
 Status CheckModel(const CompareVariant& variant) {
   const std::string where = variant.given.where.empty() ? variant.path : variant.given.where;
   MOE_TRY(MakeModelConfig(variant.recipe, /*vocab_size=*/1, -1, -1, where));

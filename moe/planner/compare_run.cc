@@ -52,6 +52,7 @@ class Comparison {
   // False: stopped.
   Result<bool> Take(CompareRun& run);
   Result<bool> Measure(const CompareRun& run, const std::string& folder, const Recipe& recipe, RunSummaryFile& summary);
+  Result<std::string> WeightsOf(const CompareRun& run, const std::string& folder);
   Status FixSteps(const std::string& folder);
   RunOptions OptionsOf(const CompareRun& run) const;
   Recipe RecipeOf(const CompareRun& run) const;
@@ -63,6 +64,7 @@ class Comparison {
   ExecContext& ctx_;
   std::optional<TrainingData> data_;
   std::string data_digest_;
+  WeightsSeen weights_;
 };
 
 Recipe Comparison::RecipeOf(const CompareRun& run) const {
@@ -87,6 +89,18 @@ RunOptions Comparison::OptionsOf(const CompareRun& run) const {
   return options;
 }
 
+// Digest of the model that the run begins, or began, with; empty: with none.
+Result<std::string> Comparison::WeightsOf(const CompareRun& run, const std::string& folder) {
+  const std::string& from = plan_.variants[run.variant].recipe.model.from;
+  if (from.empty()) return std::string();
+  if (run.resumed) {
+    MOE_TRY(const OpenedTrainState opened, OpenTrainState(folder));
+    return opened.state.weights_digest;
+  }
+  MOE_TRY(const ModelFiles files, ModelFiles::Open(from));
+  return files.Digest();
+}
+
 // All further runs take as many steps as the base's first did.
 Status Comparison::FixSteps(const std::string& folder) {
   const std::string path = PathIn(folder, "recipe.toml");
@@ -104,11 +118,14 @@ Result<bool> Comparison::Take(CompareRun& run) {
   MOE_TRY(CheckRunFolder(folder, RecipeOf(run)));
   if (Holds(folder, kSummaryName)) {
     MOE_TRY(const RunSummaryFile summary, ReadRunSummary(folder));
+    MOE_TRY(CheckWeights(plan_.variants[run.variant].recipe.model.from, summary.weights_digest, folder, weights_));
     if (!summary.models_kept)
       MOE_TRY(DropModels(folder, IsFirst(run) && summary.failed.empty()));  // a kill may have come between
     return true;
   }
   run.resumed = HoldsTrainState(folder);
+  MOE_TRY(const std::string weights, WeightsOf(run, folder));
+  MOE_TRY(CheckWeights(plan_.variants[run.variant].recipe.model.from, weights, folder, weights_));
   if (observer_.on_begin) observer_.on_begin(run);
   const RunObserver observer{.on_note =
                                  [&](const std::string& what) {
@@ -126,11 +143,11 @@ Result<bool> Comparison::Take(CompareRun& run) {
   const auto trained = RunTraining(OptionsOf(run), observer, ctx_);
   RunSummaryFile summary{.seed = run.seed,
                          .kernels = ctx_.kernels.name,
+                         .weights_digest = weights,
                          .threads = ctx_.pool.num_threads(),
                          .models_kept = plan_.options.keep_models};
   if (trained) {
     if (trained->interrupted) return false;
-    summary.weights_digest = trained->weights_digest;
   } else {
     if (trained.error().exit_code == kInterrupted) return false;
     if (!trained.error().where.starts_with("step ")) return tl::make_unexpected(trained.error());

@@ -73,6 +73,14 @@ Result<RunSummaryFile> ReadRunSummary(const std::string& folder) {
   return out;
 }
 
+Status CheckWeights(const std::string& from, const std::string& digest, const std::string& run_folder, WeightsSeen& seen) {
+  if (digest.empty()) return {};
+  const auto [it, is_new] = seen.try_emplace(from, run_folder, digest);
+  if (it->second.second == digest) return {};
+  return Err(from, "got other weights ({}) for {}, expected those that {} began with ({}); --out names another folder for them",
+             digest, run_folder, it->second.first, it->second.second);
+}
+
 Status CheckRunFolder(const std::string& folder, const Recipe& wanted) {
   if (!Holds(folder, "recipe.toml")) return {};
   const std::string path = PathIn(folder, "recipe.toml");

@@ -273,10 +273,11 @@ Result<Recipe> ParseRecipe(std::string_view text, const std::string& where, cons
   std::vector<toml::table> owners;  // of the nodes that flags gave
   const RecipeVariant* variant = overrides.variant;
   owners.reserve(overrides.sets.size() + (variant == nullptr ? 0 : variant->sets.size()));
-  std::set<std::string> flagged;
+  std::set<std::string> flagged, changed;
   const auto apply = [&](const std::vector<std::string>& sets, const SetOrigin& origin) -> Status {
     for (const std::string& set : sets) {
       MOE_TRY(ApplySet(set, origin, known, owners, given));
+      changed.insert(set.substr(0, set.find('=')));
       if (origin.from_flag) flagged.insert(set.substr(0, set.find('=')));
     }
     return {};
@@ -290,10 +291,12 @@ Result<Recipe> ParseRecipe(std::string_view text, const std::string& where, cons
   if (const auto from = given.find("model.from"); from != given.end() && !of_text(*from)) {
     std::erase_if(given, [&](const auto& key) { return IsShapeKey(key.first) && of_text(key); });  // another model's shape
   }
-  if (const auto policy = given.find("router.policy"); policy != given.end() && !of_text(*policy)) {
-    std::erase_if(given, [&](const auto& key) {  // another policy's keys
-      return of_text(key) &&
-             (key.first.starts_with("router.") || key.first == "model.top_k" || key.first == "model.layer_top_k");
+  const auto named = given.find("router.policy");
+  if (named != given.end() && !of_text(*named) && named->second.node->value<std::string>() != "") {
+    const bool has_from = given.contains("model.from");  // whose experts and top_k stay
+    std::erase_if(given, [&](const auto& key) {          // another policy's keys
+      const bool is_top_k = key.first == "model.top_k" || key.first == "model.layer_top_k";
+      return of_text(key) && (key.first.starts_with("router.") || (is_top_k && !has_from));
     });
   }
   if (overrides.minutes > 0) {
@@ -348,7 +351,7 @@ Result<Recipe> ParseRecipe(std::string_view text, const std::string& where, cons
     const toml::value<std::string> value(overrides.dtype);
     MOE_TRY(Reader::Read(Given{&value, "--dtype", true}, recipe.train.dtype, kDTypeChoices));
   }
-  RecipeKeys keys{.written = {}, .flagged = flagged, .where = where, .no_experts = no_experts};
+  RecipeKeys keys{.written = {}, .flagged = flagged, .changed = changed, .where = where, .no_experts = no_experts};
   for (const auto& [key, value] : given) keys.written[key] = {value.where, Shown(*value.node)};
   MOE_TRY(CheckRecipe(keys, recipe));
   return recipe;

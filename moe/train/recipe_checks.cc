@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "moe/files/tokenizer.h"
 #include "moe/train/recipe_fields.h"
 
 namespace moe {
@@ -32,12 +33,15 @@ Status RefuseIdleKeys(const Recipe& recipe, const RecipeKeys& keys) {
     if (because.empty() || !status) return;
     const std::string_view section =
         name.substr(0, name.find('.') + 1);  // what makes it idle stands there, or is the FFN's kind
-    const bool usage = std::ranges::any_of(
-        keys.flagged, [&](const std::string& flag) { return flag.starts_with(section) || flag == "model.ffn"; });
-    const bool in_text = usage && !keys.flagged.contains(std::string(name));
-    const std::string way_out = in_text ? fmt::format(" (`--set {}=` takes it away)", name) : "";
-    status = tl::make_unexpected(Error{
-        it->second.where, fmt::format("got {}, expected no such key: {}{}", it->second.shown, because, way_out), usage ? 2 : 1});
+    const auto any_concerns = [&](const std::set<std::string>& set) {
+      return std::ranges::any_of(set, [&](const std::string& key) { return key.starts_with(section) || key == "model.ffn"; });
+    };
+    const bool usage = any_concerns(keys.flagged);
+    const bool in_text = any_concerns(keys.changed) && !keys.changed.contains(std::string(name));
+    const std::string way_out = in_text ? fmt::format(" (`{}=` beside that takes it away)", name) : "";
+    status = tl::make_unexpected(Error{it->second.where,
+                                       fmt::format("got {}, expected no such key: {}{}", it->second.shown, because, way_out),
+                                       usage ? 2 : 1});
   });
   return status;
 }
@@ -129,6 +133,14 @@ Status Resolve(Recipe& recipe, const KeyErrors& wrong) {
     return wrong({"model.dense_layers", "model.layers"}, "got all layers, expected model.ffn = \"dense\" for that");
   }
   MOE_TRY(CheckLayerCounts(m, wrong));
+  const TokenizerRecipe& tokens = recipe.tokenizer;
+  const int64_t least = tokens.kind == TokenizerKind::kBytes ? kBytesVocabulary
+                        : tokens.kind == TokenizerKind::kBpe ? tokens.vocab_size
+                                                             : 0;  // a file's is known when it has been read
+  if (m.vocab_size > 0 && m.vocab_size < least) {
+    return wrong({"model.vocab_size", "tokenizer.kind", "tokenizer.vocab_size"}, "got {}, expected at least the tokenizer's {}",
+                 m.vocab_size, least);
+  }
   if (recipe.tokenizer.kind == TokenizerKind::kFile && recipe.tokenizer.file.empty()) {
     return wrong({"tokenizer.file", "tokenizer.kind"},
                  "got nothing, expected the tokenizer.json that tokenizer.kind \"file\" asks for");
@@ -171,12 +183,13 @@ Status CheckShape(const Recipe& recipe, const RecipeKeys& keys) {
   const std::string& place = config.error().where;  // ": layer 0: top_k"
   std::string field = place.substr(std::min(place.rfind(' ') + 1, place.size()));
   std::string what = config.error().what;
-  const bool by_layer = (field == "top_k" && !recipe.model.layer_top_k.empty()) ||
-                        (field == "experts" && !recipe.model.layer_experts.empty());
-  if (by_layer) {
-    what = place.substr(std::min<size_t>(2, place.size()), place.rfind(':') - 2) + ": " + what;
-    field = "layer_" + field;
+  const ModelRecipe& m = recipe.model;
+  if (!m.layer_experts.empty() || !m.layer_top_k.empty()) {  // then layers differ
+    const size_t begin = std::min<size_t>(2, place.size()), end = place.rfind(':');
+    if (end != std::string::npos && end > begin) what = place.substr(begin, end - begin) + ": " + what;
   }
+  if ((field == "top_k" && !m.layer_top_k.empty()) || (field == "experts" && !m.layer_experts.empty()))
+    field = "layer_" + field;
   std::string blamed;
   VisitRecipe(recipe, [&](std::string_view key, const auto&, const auto&) {
     if (key == "model." + field || key == "router." + field) blamed = key;
@@ -185,8 +198,8 @@ Status CheckShape(const Recipe& recipe, const RecipeKeys& keys) {
   const bool usage = std::ranges::any_of(
       keys.flagged, [](const std::string& key) { return key.starts_with("model.") || key.starts_with("router."); });
   const auto it = keys.written.find(blamed);
-  return tl::make_unexpected(Error{it == keys.written.end() ? fmt::format("{} {}", keys.where, blamed) : it->second.where,
-                                   what, usage ? 2 : 1});
+  return tl::make_unexpected(
+      Error{it == keys.written.end() ? fmt::format("{} {}", keys.where, blamed) : it->second.where, what, usage ? 2 : 1});
 }
 
 }  // namespace

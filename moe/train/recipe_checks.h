@@ -17,6 +17,7 @@ struct WrittenKey {
 struct RecipeKeys {
   std::map<std::string, WrittenKey> written;
   std::set<std::string> flagged;  // keys that flags gave or took away
+  std::set<std::string> changed;  // the same, and those of a [[variant]]
   std::string where;              // the recipe
   bool no_experts = false;        // model.experts was given as 0
 };

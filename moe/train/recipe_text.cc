@@ -120,7 +120,11 @@ Result<ModelConfig> MakeModelConfig(const Recipe& recipe, int64_t vocab_size, in
                                     const std::string& where) {
   const ModelRecipe& m = recipe.model;
   if (m.vocab_size > 0 && m.vocab_size < vocab_size) {
-    return Err(where + " model.vocab_size", "got {}, expected at least the {} tokens of the tokenizer", m.vocab_size, vocab_size);
+    if (!m.from.empty()) {
+      return Err(recipe.tokenizer.file, "got a tokenizer of {} tokens, expected at most the model's {}", vocab_size,
+                 m.vocab_size);
+    }
+    return Err(where + " model.vocab_size", "got {}, expected at least the tokenizer's {}", m.vocab_size, vocab_size);
   }
   ModelConfig config{.vocab_size = std::max(m.vocab_size, vocab_size),
                      .hidden = m.hidden,

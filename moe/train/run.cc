@@ -175,13 +175,15 @@ Status Run::MakeModel() {
 Status Run::Restart() {
   trainer_->Restart(ctx_);
   if (recipe_.model.from.empty()) return {};
-  MOE_TRY(const ModelFiles files, ModelFiles::Open(recipe_.model.from));
-  state_.weights_digest = files.Digest();
   return LoadWeights(recipe_.model.from, *model_, ctx_);
 }
 
 Status Run::Begin() {
   MOE_TRY(Restart());
+  if (!recipe_.model.from.empty()) {
+    MOE_TRY(const ModelFiles files, ModelFiles::Open(recipe_.model.from));
+    state_.weights_digest = files.Digest();
+  }
   std::string origin;
   if (recipe_.train.steps == 0) {
     origin = fmt::format("# steps were calibrated from minutes = {}\n", recipe_.train.minutes);
@@ -297,7 +299,6 @@ Result<RunSummary> Run::Loop() {
   summary_.steps = recipe_.train.steps;
   summary_.tokens = summary_.step * recipe_.train.batch_tokens;
   summary_.seconds = trainer_->seconds;
-  summary_.weights_digest = state_.weights_digest;
   if (state_.best_step > 0) {
     summary_.best_loss = state_.best_loss;
     summary_.best_bits_per_byte = state_.best_bits_per_byte;

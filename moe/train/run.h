@@ -51,7 +51,6 @@ struct RunSummary {
   double validation_loss = 0, bits_per_byte = 0;  // of the last evaluation now; 0: none was
   double best_loss = 0, best_bits_per_byte = 0;   // of all evaluations; 0: none was
   int64_t best_step = 0;
-  std::string weights_digest;  // of the model that it began with; empty: with none
 };
 
 // Trains until the recipe's last step, a stop, or an error. A resumed run must have the recipe, the training data and the

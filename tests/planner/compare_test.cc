@@ -215,8 +215,8 @@ TEST_F(CompareTest, OtherWeightsToBeginWithAreRefused) {
   Arena arena;
   ExecContext ctx{pool, arena, *SupportedKernelTables().front()};
   const auto begin = [&](const char* folder, const char* seed) {
-    return RunTraining(
-        {.recipe = dir_ / "r.toml", .overrides = {.sets = {"train.steps=2", seed}}, .folder = Folder(folder)}, {}, ctx);
+    return RunTraining({.recipe = dir_ / "r.toml", .overrides = {.sets = {"train.steps=2", seed}}, .folder = Folder(folder)},
+                       {}, ctx);
   };
   ASSERT_TRUE(begin("first", "train.seed=5"));
   ASSERT_TRUE(begin("second", "train.seed=6"));
@@ -227,7 +227,9 @@ TEST_F(CompareTest, OtherWeightsToBeginWithAreRefused) {
   std::filesystem::copy(Folder("second/model.safetensors"), Folder("first/model.safetensors"),
                         std::filesystem::copy_options::overwrite_existing);
   options.variants.push_back(Options("c", {"slower: train.lr=0.0001"}).variants.front());
-  ExpectError(Compare(options), Folder("c/slower/seed-1"), "got a run that began with other weights of " + Folder("first"));
+  ExpectError(Compare(options), Folder("first"),
+              "for " + Folder("c/slower/seed-1") + ", expected those that " + Folder("c/base/seed-1"));
+  EXPECT_FALSE(Exists(Folder("c/slower/seed-1/recipe.toml")));  // it was not trained for that
 }
 
 TEST_F(CompareTest, WhatDoesNotCompareIsRefused) {

@@ -72,8 +72,16 @@ TEST_F(ModelFrom, APaddedVocabularyStays) {
   const auto run = Run("b", false, {.sets = {"model.from=" + Folder("a"), "train.steps=2"}});
   ASSERT_TRUE(run) << run.error().Message();
   EXPECT_EQ(ReadFile(Folder("b") + "/config.json"), ReadFile(Folder("a") + "/config.json"));
-  ExpectError(Run("c", false, {.sets = {"model.vocab_size=100"}}), dir_ / "r.toml model.vocab_size",
-              "got 100, expected at least the 259 tokens of the tokenizer");
+  // The tokenizer of a folder that has fewer rows is to blame, not the recipe.
+  fs::copy(Folder("a"), Folder("c"), fs::copy_options::recursive);
+  const auto small = Run("d", false, {.sets = {"train.steps=2"}});
+  ASSERT_TRUE(small);
+  std::string tokenizer = ReadFile(Folder("d") + "/tokenizer.json");
+  const size_t last = tokenizer.rfind("258");
+  ASSERT_NE(last, std::string::npos);
+  WriteFile(Folder("d") + "/tokenizer.json", tokenizer.replace(last, 3, "300"));
+  ExpectError(Run("e", false, {.sets = {"model.from=" + Folder("d"), "train.steps=2"}}), Folder("d") + "/tokenizer.json",
+              "expected at most the model's 259");
 }
 
 // A matrix may have as many values and another meaning.

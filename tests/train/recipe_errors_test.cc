@@ -150,13 +150,18 @@ TEST(Recipe, EveryErrorIsOneLineThatNamesFileAndKey) {
       {"model",
        "",
        {"model.layer_experts=[4, 8]"},
-       "[r.toml:7 model.experts] got 4, expected no such key: model.layer_experts says it layer by layer (`--set "
-       "model.experts=` "
-       "takes it away)"},
+       "[r.toml:7 model.experts] got 4, expected no such key: model.layer_experts says it layer by layer (`model.experts=` "
+       "beside "
+       "that takes it away)"},
       {"model",
        "layer_top_k = [2, 1]",
        {"model.top_k="},
        "[r.toml:3 model.layer_top_k] layer 1: got 1 with gates that sum to 1"},
+      {"model", "vocab_size = 258", {}, "[r.toml:3 model.vocab_size] got 258, expected at least the tokenizer's 259"},
+      {"model",
+       "layer_experts = [4, 7]",
+       {"model.experts=", "router.groups=2"},
+       "[--set router.groups] layer 1: got 2, expected a divisor of the 7 experts"},
       {"model", "vocab_size = 0", {}, "[r.toml:3 model.vocab_size] got 0, expected a whole number in 1..16777216"},
       {"model",
        "layer_experts = [4]",

@@ -65,7 +65,8 @@ TEST(Recipe, APolicyGivenByAFlagIsThatPolicy) {
   EXPECT_EQ(recipe->router.config, wanted);
   EXPECT_EQ(recipe->model.top_k, 1);
   EXPECT_EQ(Parse(text, {.sets = {"router.policy=as-switch", "model.top_k=2"}})->model.top_k, 2);
-  const auto own = Parse(text + "policy = \"as-switch\"");  // which the text itself changes
+  EXPECT_EQ(Parse(text, {.sets = {"router.policy=\"\""}})->router.config.balance_loss, 0.5);  // none
+  const auto own = Parse(text + "policy = \"as-switch\"");                                    // which the text itself changes
   ASSERT_TRUE(own) << own.error().Message();
   EXPECT_EQ(own->router.config.balance_loss, 0.5);
   EXPECT_EQ(own->router.config.z_loss, wanted.z_loss - 0.125);
