@@ -95,12 +95,13 @@ Result<int> Route(Flags flags) {
   if (flags.policies.empty()) flags.policies = {fmt::format("top_k={}", std::min<int64_t>(2, logits.E))};
   std::vector<RouterConfig> configs;
   for (const std::string& policy : flags.policies) {
-    MOE_TRY(configs.emplace_back(), ParsePolicy(policy, logits.E, "--policy"));
+    MOE_TRY(configs.emplace_back(), ParsePolicy(policy, logits.E, PolicyPlace(flags, policy)));
   }
   MOE_TRY(const auto run, MakeRunContext(flags.common));
   const ReplayOptions options{.training = !flags.evaluation, .seed = static_cast<uint64_t>(flags.seed)};
   std::string text = fmt::format("{} tokens, {} experts, as {}\n\n", logits.T, logits.E,
                                  flags.evaluation ? "evaluation and inference route" : "training routes");
+  if (!logits.bias.empty()) text += "with the file's bias: of selection only, or of the logits where a policy learns one\n\n";
   size_t width = 6;
   for (const std::string& policy : flags.policies) width = std::max(width, policy.size());
   text += fmt::format("{:<{}}     slots   dropped   padding  max violation  entropy\n", "policy", width);

@@ -10,6 +10,7 @@
 
 #include "moe/base/clock.h"
 #include "moe/base/interrupt.h"
+#include "moe/base/printable.h"
 #include "moe/base/progress.h"
 #include "moe/cli/load_model.h"
 #include "moe/files/atomic_file.h"
@@ -119,6 +120,10 @@ std::vector<const CLI::Option*> AddRouteModelFlags(CLI::App& app, RouteModelFlag
               ->type_name("NAME")};
 }
 
+std::string PolicyPlace(const RoutePolicyFlags& flags, const std::string& policy) {
+  return flags.policies.size() > 1 ? "--policy " + Printable(policy) : "--policy";
+}
+
 Result<int> RouteModel(const RouteModelFlags& flags, const RoutePolicyFlags& policy, const CommonFlags& common) {
   MOE_TRY(CheckNumbers(flags));
   MOE_TRY(CheckJsonTarget(common));
@@ -140,7 +145,7 @@ Result<int> RouteModel(const RouteModelFlags& flags, const RoutePolicyFlags& pol
   }
   for (const LayerSpec& layer : folder.config.layers) {  // before the weights are read
     for (const std::string& text : policy.policies) {
-      if (layer.ffn == FfnKind::kMoe) MOE_TRY(PolicyOfLayer(text, layer.moe.router, "--policy"));
+      if (layer.ffn == FfnKind::kMoe) MOE_TRY(PolicyOfLayer(text, layer.moe.router, PolicyPlace(policy, text)));
     }
   }
   std::vector<Text> texts;

@@ -30,6 +30,8 @@ struct RoutePolicyFlags {
   bool evaluation = false;
   int64_t seed = 1;
 };
+// "--policy", and of several which.
+std::string PolicyPlace(const RoutePolicyFlags& flags, const std::string& policy);
 Result<int> RouteModel(const RouteModelFlags& flags, const RoutePolicyFlags& policy, const CommonFlags& common);
 
 }  // namespace moe

@@ -12,6 +12,7 @@
 #include "moe/base/progress.h"
 #include "moe/cli/commands.h"
 #include "moe/cli/common.h"
+#include "moe/cli/routing_text.h"
 #include "moe/mixture/moe_metrics.h"
 #include "moe/train/run.h"
 
@@ -68,6 +69,16 @@ class Screen {
     line_.Print(fmt::format("model       {} layers of width {}, {}: {} parameters, {} active per token",
                             info.model.layers.size(), info.model.hidden, ExpertsOf(info.model), Count(count.total),
                             Count(count.active)));
+    for (const LayerSpec& layer : info.model.layers) {  // the first that routes
+      if (layer.ffn != FfnKind::kMoe) continue;
+      const RouterConfig& router = layer.moe.router;
+      line_.Print(
+          fmt::format("routing     {}; losses {} (Switch), {} (z)", RoutingText(router), router.balance_loss, router.z_loss));
+      if (router.top_k == router.num_experts && router.num_experts > 1 && !router.has_varying_k()) {
+        line_.Print(fmt::format("            every token goes to all {} experts, so nothing is chosen", router.num_experts));
+      }
+      break;
+    }
     line_.Print(fmt::format("text        {} in {} tokens of a vocabulary of {}, {:.2f} bytes each", Bytes(info.train_bytes),
                             Count(info.train_tokens), info.vocab_size,
                             static_cast<double>(info.train_bytes) / static_cast<double>(info.train_tokens)));

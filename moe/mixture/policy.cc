@@ -227,6 +227,9 @@ Result<RouterConfig> Parse(std::string_view text, int64_t num_experts, const std
     MOE_TRY(status);
   }
   config.num_experts = num_experts;
+  ResetFields(config, [&](std::string_view name) {
+    return std::ranges::find(keys, name) == keys.end() && !IdleBecause(config, name).empty();
+  });
   MOE_TRY(Validate(config, where));
   for (const std::string_view key : keys) {
     const std::string_view because = IdleBecause(config, key);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 namespace moe {
 namespace {
@@ -229,6 +230,18 @@ std::string_view IdleBecause(const RouterConfig& config, std::string_view field)
     if (std::ranges::find(rule.fields, field) != rule.fields.end() && rule.idle(config)) return rule.because;
   }
   return "";
+}
+
+void ResetFields(RouterConfig& config, const std::function<bool(std::string_view name)>& which) {
+  const RouterConfig fresh;
+  VisitRouter(config, [&](std::string_view name, auto& member, const auto&) {
+    if (!which(name)) return;
+    VisitRouter(fresh, [&](std::string_view other, const auto& value, const auto&) {
+      if constexpr (std::is_same_v<std::remove_cvref_t<decltype(value)>, std::remove_cvref_t<decltype(member)>>) {
+        if (other == name) member = value;
+      }
+    });
+  });
 }
 
 }  // namespace moe

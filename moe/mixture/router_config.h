@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -269,6 +270,8 @@ Status Validate(const RouterConfig& config, const std::string& where);
 
 // Why a field that was given means nothing beside the others; empty: it means something.
 std::string_view IdleBecause(const RouterConfig& config, std::string_view field);
+// Fields of which `which` is true get their defaults: what a preset says and other fields have made idle.
+void ResetFields(RouterConfig& config, const std::function<bool(std::string_view name)>& which);
 
 // Softmax over all experts, the k best, without losses: what public models are trained on from.
 RouterConfig PlainRouter(int64_t num_experts, int64_t top_k, bool normalize);

@@ -322,6 +322,10 @@ Result<Recipe> ParseRecipe(std::string_view text, const std::string& where, cons
     if (!(no_experts && key == "model.experts")) reader(key, member, range);
   });
   MOE_TRY(reader.status);
+  ResetFields(recipe.router.config, [&](std::string_view name) {
+    const std::string key = "router." + std::string(name);
+    return !given.contains(key) && !IdleBecause(recipe, key).empty();
+  });
   for (const auto& [key, value] : given) {
     if (!begins_as || !IsShapeKey(key) || ValueOf(recipe, key) == ValueOf(*begins_as, key)) continue;
     if (!IdleBecause(*begins_as, key).empty()) continue;  // which is said below

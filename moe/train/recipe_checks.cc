@@ -9,6 +9,16 @@
 namespace moe {
 namespace {
 
+// Where a key stands; of one that nobody wrote, the policy that says it, or the recipe.
+std::string PlaceOf(const RecipeKeys& keys, const std::string& key) {
+  if (const auto it = keys.written.find(key); it != keys.written.end()) return it->second.where;
+  const auto policy = keys.written.find("router.policy");
+  if (policy != keys.written.end() && (key.starts_with("router.") || key == "model.top_k")) {
+    return fmt::format("{}: {}", policy->second.where, key);
+  }
+  return fmt::format("{} {}", keys.where, key);
+}
+
 struct KeyErrors {
   const RecipeKeys& keys;
 
@@ -16,12 +26,10 @@ struct KeyErrors {
   template <class... Args>
   tl::unexpected<Error> operator()(std::initializer_list<std::string_view> names, fmt::format_string<Args...> format,
                                    Args&&... args) const {
-    const std::string first(*names.begin());
-    const auto it = keys.written.find(first);
     const bool usage =
         std::ranges::any_of(names, [&](std::string_view key) { return keys.flagged.contains(std::string(key)); });
-    return tl::make_unexpected(Error{it == keys.written.end() ? fmt::format("{} {}", keys.where, first) : it->second.where,
-                                     fmt::format(format, std::forward<Args>(args)...), usage ? 2 : 1});
+    return tl::make_unexpected(
+        Error{PlaceOf(keys, std::string(*names.begin())), fmt::format(format, std::forward<Args>(args)...), usage ? 2 : 1});
   }
 };
 
@@ -197,9 +205,7 @@ Status CheckShape(const Recipe& recipe, const RecipeKeys& keys) {
   if (blamed.empty()) return {};  // then MakeModelConfig says it
   const bool usage = std::ranges::any_of(
       keys.flagged, [](const std::string& key) { return key.starts_with("model.") || key.starts_with("router."); });
-  const auto it = keys.written.find(blamed);
-  return tl::make_unexpected(
-      Error{it == keys.written.end() ? fmt::format("{} {}", keys.where, blamed) : it->second.where, what, usage ? 2 : 1});
+  return tl::make_unexpected(Error{PlaceOf(keys, blamed), what, usage ? 2 : 1});
 }
 
 }  // namespace

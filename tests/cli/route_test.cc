@@ -92,6 +92,8 @@ TEST_F(RouteCommand, BadInputIsOneLine) {
   ExpectFails(Route({"--policy", "skore=softmax"}), 2, "--policy", "the nearest is score");
   ExpectFails(Route({"--policy", "top_k=2,mixtral"}), 2, "--policy", "expected it first");
   ExpectFails(Route({"--policy", "model"}), 2, "--policy", "only --model has a policy of its own");
+  ExpectFails(Route({"--policy", "top_k=2", "mixtral,top_k=9"}), 2, "--policy mixtral,top_k=9: top_k", "got 9, expected 1..2");
+  EXPECT_EQ(Route({"--policy", "as-switch,noise=none"}).exit_code, 0);
   ExpectFails(Route({"--policy", "score=sine"}), 2, "--policy: score", "got 'sine', expected one of softmax");
   ExpectFails(Route({"--policy", "top_k=two"}), 2, "--policy: top_k", "got 'two', expected a whole number");
   ExpectFails(Route({"--policy", "top_k=3"}), 2, "--policy: top_k", "got 3, expected 1..2");

@@ -157,6 +157,7 @@ TEST(Recipe, EveryErrorIsOneLineThatNamesFileAndKey) {
        "layer_top_k = [2, 1]",
        {"model.top_k="},
        "[r.toml:3 model.layer_top_k] layer 1: got 1 with gates that sum to 1"},
+      {"model", "", {"router.policy=olmoe"}, "[--set router.policy: model.top_k] got 8, expected at most model.experts 4"},
       {"model", "vocab_size = 258", {}, "[r.toml:3 model.vocab_size] got 258, expected at least the tokenizer's 259"},
       {"model",
        "layer_experts = [4, 7]",

@@ -73,6 +73,21 @@ TEST(Recipe, APolicyGivenByAFlagIsThatPolicy) {
   EXPECT_EQ(own->model.top_k, 2);
 }
 
+// What a policy says beside a key that makes it mean nothing is forgotten; what the recipe itself says is not.
+TEST(Recipe, WhatAPolicySaysGivesWay) {
+  const auto quiet = Parse(kSmall, {.sets = {"router.policy=as-switch", "router.noise=none"}});
+  ASSERT_TRUE(quiet) << quiet.error().Message();
+  EXPECT_EQ(quiet->router.config.noise_scale, 0);
+  const auto whole = Parse(kSmall, {.sets = {"router.policy=deepseek-v3", "router.groups=1", "model.top_k=2"}});
+  ASSERT_TRUE(whole) << whole.error().Message();
+  EXPECT_EQ(whole->router.config.top_groups, 1);
+  EXPECT_FALSE(whole->router.config.zero_other_groups);
+  EXPECT_EQ(whole->router.config.scale, 2.5);
+  const auto told = Parse(kSmall, {.sets = {"router.policy=deepseek-v3", "router.groups=1", "router.top_groups=2"}});
+  ASSERT_FALSE(told);
+  EXPECT_EQ(told.error().where, "--set router.top_groups");
+}
+
 TEST(Recipe, FlagsReplaceDataMinutesAndDtype) {
   const auto recipe = Parse(kSmall, {.data = {"/x.txt"}, .validation = {"/y.txt", "/z.txt"}, .minutes = 2, .dtype = "bf16"});
   ASSERT_TRUE(recipe) << recipe.error().Message();
