@@ -25,6 +25,7 @@ nlohmann::json LayerJson(const LayerRoutes& layer, const Tokenizer& tokenizer) {
     likes.push_back(std::move(tokens));
   }
   out["likes"] = std::move(likes);
+  for (const ExpertGroup& group : layer.groups) out["expert_groups"].push_back(ToText(group));
   return out;
 }
 

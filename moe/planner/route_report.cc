@@ -20,7 +20,8 @@ struct Watched {
   int64_t layer = 0;
   RouterConfig router;
   std::span<const float> selection_bias;
-  std::vector<RouterConfig> policies;  // those of the report that go together with it, in their order
+  std::span<const ExpertGroup> groups;  // of the layer
+  std::vector<RouterConfig> policies;   // those of the report that go together with it, in their order
   std::vector<int64_t> slot_begin = {0};
   std::vector<int32_t> expert;
   std::vector<float> first_logits;  // of the first step, [rows,E]
@@ -40,7 +41,8 @@ class Watcher {
       const Parameter* bias = moe.weights.selection_bias;
       watched_.push_back({.layer = static_cast<int64_t>(l),
                           .router = layers[l].moe.router,
-                          .selection_bias = bias == nullptr ? std::span<const float>() : bias->value.span()});
+                          .selection_bias = bias == nullptr ? std::span<const float>() : bias->value.span(),
+                          .groups = moe.config.groups});
     }
   }
 
@@ -107,7 +109,8 @@ class Watcher {
             .router = layer.router,
             .load = evaluation.layers[static_cast<size_t>(layer.layer)],
             .information = MeasureInformation(choices, options_.seed),
-            .likes = LikedTokens(choices, options_.least_count, options_.num_likes)};
+            .likes = LikedTokens(choices, options_.least_count, options_.num_likes),
+            .groups = {layer.groups.begin(), layer.groups.end()}};
   }
 
   void Time(Model& model, RouteReport& report) {

@@ -35,6 +35,7 @@ struct LayerRoutes {
   ExpertLoad load;
   MutualInformation information;
   std::vector<std::vector<LikedToken>> likes;  // [E]
+  std::vector<ExpertGroup> groups;             // of experts that differ, in their order; empty: they are alike
 };
 
 // What one policy did with one layer's logits, all steps together.

@@ -83,6 +83,9 @@ std::string Experts(const LayerRoutes& layer, bool all, const Tokenizer& tokeniz
   std::string text = fmt::format(
       "\nlayer {}: an expert tells {:.3f} bits of its token: {:.3f}, less {:.3f} of shuffled tokens; at most {:.3f}\n",
       layer.layer, information.excess_bits(), information.bits, information.shuffled_bits, information.expert_bits);
+  for (const ExpertGroup& group : layer.groups)
+    text += fmt::format("{}{}", &group == layer.groups.data() ? "experts: " : ", ", ToText(group));
+  if (!layer.groups.empty()) text += ", in this order\n";
   const int bar = std::clamp(options.columns / 5, 8, 24);
   text += fmt::format("{:>6} {:>10} {:>6}  {:<{}}  tokens it takes so many times more often than others do\n", "expert",
                       "assigned", "/ mean", "", bar);

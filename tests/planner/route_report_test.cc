@@ -41,6 +41,22 @@ std::vector<int32_t> Tokens(int64_t n) {
   return RandomInts(n, 256, rng);
 }
 
+TEST(RouteReport, ExpertsThatDifferAreNamed) {
+  ModelConfig config = Config();
+  SetExperts({ParseExpertGroup("3 silu 16", "").value(), ParseExpertGroup("1 zero", "").value()}, config.layers[0].moe);
+  Tiny tiny(config);
+  const auto tokens = Tokens(60);
+  const Document document{tokens, 60};
+  const RouteOptions options{.evaluation = {.context = 32, .batch = 2}, .least_count = 1, .seconds = 0};
+  const RouteReport report = ReportRoutes(tiny.model, {&document, 1}, options, tiny.t.ctx).value();
+  const Tokenizer tokenizer = Tokenizer::Bytes();
+  const std::string text = RouteText(report, tokenizer, {.columns = 100, .plain = true, .layers = {0, 2}});
+  EXPECT_NE(text.find("experts: 3 silu 16, 1 zero, in this order\n"), std::string::npos) << text;
+  const auto json = RouteJson(report, tokenizer);
+  EXPECT_EQ(json["layers"][0]["expert_groups"], (nlohmann::json{"3 silu 16", "1 zero"}));
+  EXPECT_FALSE(json["layers"][1].contains("expert_groups"));
+}
+
 TEST(RouteReport, PoliciesAreReplaysOfTheModelsLogits) {
   Tiny tiny(Config());
   const auto tokens = Tokens(150);
