@@ -63,7 +63,8 @@ class Layer:
 
     def __init__(self, config, l):
         kind = config["model_type"]
-        self.shared = False
+        self.shared = self.shared_gate = False
+        self.kinds = []  # of experts that differ: kind or activation, plain, deep
         self.topk_softmax = False
         ours = config.get("moe_cpp") or {}
         self.z_loss, self.gate, self.gates_input = ours.get("z_loss", 0.0), "linear", False
@@ -93,7 +94,10 @@ class Layer:
                 self.topk_softmax = router.get("score", "softmax") == "topk_softmax"
                 self.balance_loss, self.z_loss = router.get("balance_loss", 0.0), router.get("z_loss", 0.0)
                 self.gate, self.gates_input = router.get("gate", "linear"), router.get("gates_input", False)
-                self.shared = spec["n_shared_experts"] > 0
+                self.shared, self.shared_gate = spec["n_shared_experts"] > 0, spec.get("shared_expert_gate", False)
+                for entry in spec.get("expert_groups", []):  # "2 relu2 32 plain deep", "1 zero"
+                    count, kind, *rest = entry.split()
+                    self.kinds += [(kind, "plain" in rest, "deep" in rest)] * int(count)
         else:
             raise SystemExit(f"unknown model_type {kind}")
 
@@ -137,6 +141,29 @@ def swiglu(w, prefix, names, x):
     return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
 
 
+ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+               "relu2": lambda x: F.relu(x).square()}
+
+
+def expert(w, prefix, layer, e, x):
+    """What expert e makes of the rows x."""
+    if not layer.kinds:
+        return swiglu(w, prefix, layer.names, x)
+    kind, plain, deep = layer.kinds[e]
+    if kind == "zero":
+        return torch.zeros_like(x)
+    if kind == "copy":
+        return x
+    if kind == "constant":
+        share = F.linear(x, w[prefix + "mix.weight"]).softmax(-1)
+        return share[:, :1] * x + share[:, 1:] * w[prefix + "constant"]
+    act = ACTIVATIONS[kind]
+    for middle in ["", "middle_"] if deep else [""]:
+        up = F.linear(x, w[f"{prefix}{middle}up_proj.weight"])
+        x = act(up) if plain else act(F.linear(x, w[f"{prefix}{middle}gate_proj.weight"])) * up
+    return F.linear(x, w[prefix + "down_proj.weight"])
+
+
 def gate_logits(w, prefix, kind, x):
     if kind == "mlp":
         x = F.silu(F.linear(x, w[prefix + "hidden.weight"]))
@@ -163,10 +190,11 @@ def moe(w, prefix, layer, x):
         if len(token):
             gate = gates[token, slot, None]
             read = x[token] * gate if layer.gates_input else x[token]
-            out = swiglu(w, f"{prefix}experts.{e}.", layer.names, read)
+            out = expert(w, f"{prefix}experts.{e}.", layer, e, read)
             y = y.index_add(0, token, out if layer.gates_input else out * gate)
     if layer.shared:
-        y = y + swiglu(w, prefix + "shared_experts.", layer.names, x)
+        shared = swiglu(w, prefix + "shared_experts.", layer.names, x)
+        y = y + (F.linear(x, w[prefix + "shared_expert_gate.weight"]).sigmoid() * shared if layer.shared_gate else shared)
     counts = torch.bincount(chosen.flatten(), minlength=layer.experts).to(x.dtype)
     balance = layer.experts * (counts / counts.sum() * probs.mean(0)).sum()
     z = logits.logsumexp(-1).pow(2).mean()
