@@ -35,11 +35,13 @@ std::vector<ExpertGroup> MoeConfig::experts() const {
 }
 
 void SetExperts(std::vector<ExpertGroup> groups, MoeConfig& config) {
-  config.groups.clear();
+  size_t joined = 0;
   for (const ExpertGroup& group : groups) {
-    const bool same = !config.groups.empty() && config.groups.back().spec == group.spec;
-    same ? void(config.groups.back().count += group.count) : config.groups.push_back(group);
+    const bool same = joined > 0 && groups[joined - 1].spec == group.spec;
+    same ? void(groups[joined - 1].count += group.count) : void(groups[joined++] = group);
   }
+  groups.resize(joined);
+  config.groups = std::move(groups);
   config.expert_width = 0;
   if (config.groups.size() != 1 || config.groups[0].count != config.router.num_experts) return;
   if (config.groups[0].spec == ExpertSpec{.width = config.groups[0].spec.width}) {
@@ -321,7 +323,7 @@ void MoeLayer::Backward(MatView<const float> x, const MoeSaved& saved, MatView<c
     if (gate.weight) GroupedWeightGrad({&*gate.weight, 1}, ctx);
   }
 
-  if (!d_gated.empty()) AddSharedGateInput(*w.shared_gate, d_gated, d_shared_input, ctx);
+  if (w.shared_gate != nullptr && !d_gated.empty()) AddSharedGateInput(*w.shared_gate, d_gated, d_shared_input, ctx);
 
   // d_x: the shared experts' part, the slots' in order, the router's.
   const std::span<const float> gates = gates_input ? saved.routing.gate : std::span<const float>();
