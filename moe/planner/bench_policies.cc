@@ -60,7 +60,7 @@ Status Forward(const Work& w, MoeSaved& saved, ExecContext& ctx) {
 }
 
 std::shared_ptr<Work> MakeWork(const MoeShape& s, const RouterConfig& router, DType format, ExecContext& ctx) {
-  const auto w = std::make_shared<Work>();
+  auto w = std::make_shared<Work>();
   const MoeConfig config{.router = router, .expert_width = s.F};
   w->layer = {.config = config, .weights = AddMoeWeights(config, s.D, "", format, w->store)};
   uint64_t seed = 1;

@@ -90,7 +90,7 @@ class Timer {
     int64_t widest = config.expert_width;
     for (const ExpertGroup& group : config.groups) widest = std::max(widest, group.spec.width);
     const double bytes = static_cast<double>(rows) * static_cast<double>(all_.logits.cols * (2 * all_.D + widest) * 4);
-    if (bytes <= static_cast<double>(AvailableMemoryBytes() / 2)) return "";
+    if (bytes <= static_cast<double>(AvailableMemoryBytes()) / 2) return "";
     return fmt::format("its buckets would take {}", FormatBytes(bytes));
   }
 
