@@ -100,6 +100,11 @@ ThreadPool::~ThreadPool() {
   for (auto& thread : impl_->threads) thread.join();
 }
 
+double ThreadPool::WaitSeconds() {
+  counts_waits_ = true;
+  return wait_s_;
+}
+
 void ThreadPool::Dispatch(int64_t n, void* fn, Trampoline call) {
   if (n <= 0) return;
   Impl& p = *impl_;
@@ -116,11 +121,13 @@ void ThreadPool::Dispatch(int64_t n, void* fn, Trampoline call) {
     }
     p.wake.notify_all();
     p.Work(0);
+    const double own_end = counts_waits_ ? NowSeconds() : 0;
     const auto finished = [&] { return p.busy.load(std::memory_order_acquire) == 0; };
     if (!SpinUntil(finished)) {
       std::unique_lock lock(p.mutex);
       p.done.wait(lock, finished);
     }
+    if (counts_waits_) wait_s_ += NowSeconds() - own_end;
   }
   const std::exception_ptr error = std::exchange(p.error, nullptr);
   p.in_flight.store(false, std::memory_order_release);

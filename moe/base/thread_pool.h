@@ -18,6 +18,10 @@ class ThreadPool {
 
   int num_threads() const { return num_threads_; }
 
+  // Seconds that the calling thread has waited for the others at the end of its ParallelFors: what uneven work costs, as no
+  // thread is another than the others. Counted from the first call on.
+  double WaitSeconds();
+
   // Calls fn(i, thread) for every i in [0, n), each once, handed out in order by an atomic counter; thread is in
   // [0, num_threads). Returns when all are done. What fn writes must depend on i alone, then results do not depend on the
   // number of threads. Must not be called from inside fn, nor by two threads at once (checked). When fn throws, the indices
@@ -36,6 +40,8 @@ class ThreadPool {
 
   int num_threads_;
   std::unique_ptr<Impl> impl_;
+  bool counts_waits_ = false;
+  double wait_s_ = 0;
 };
 
 }  // namespace moe

@@ -170,6 +170,13 @@ void Repack(MoeWeights& weights, bool with_transposed, ExecContext& ctx) {
 
 namespace {
 
+void ForceExperts(std::span<const int32_t> forced, Routing& routing) {
+  MOE_CHECK(forced.size() == routing.expert.size(), "experts forced on {} slots of {}", forced.size(), routing.expert.size());
+  routing.expert = forced;
+  std::ranges::fill(routing.aux.tokens_per_expert, 0);
+  for (const int32_t e : forced) ++routing.aux.tokens_per_expert[static_cast<size_t>(e)];
+}
+
 // Forward with everything in `saved`; what only backward needs is made when training.
 Status Run(const MoeLayer& layer, MatView<const float> x, const LayerTokens& tokens, MatView<float> y, bool training,
            MoeSaved& saved, ExecContext& ctx) {
@@ -177,6 +184,7 @@ Status Run(const MoeLayer& layer, MatView<const float> x, const LayerTokens& tok
   const RouterConfig& rc = config.router;
   const int64_t T = x.rows, D = x.cols, E = rc.num_experts, Fs = config.shared_width();
   const MatView<float> logits = AllocMat(T, E, ctx);
+  ctx.Enter(StepPart::kRouter);
   GateForward(rc, layer.weights.gate, x, training, tokens.key, logits, saved.gate, ctx);
   saved.router.probs = logits;  // in their place
   const RouteInput route{.logits = logits,
@@ -193,6 +201,7 @@ Status Run(const MoeLayer& layer, MatView<const float> x, const LayerTokens& tok
   } else {
     MOE_TRY(saved.routing, Route(rc, route, &saved.router, ctx));
   }
+  if (!tokens.forced.empty()) ForceExperts(tokens.forced, saved.routing);
   const double factor = training ? layer.training_capacity_factor() : rc.capacity.eval_factor;
   const int64_t capacity = rc.capacity.scope == CapacityScope::kBatch
                                ? ExpertCapacity(rc, factor, saved.routing.aux.num_tokens)
@@ -204,6 +213,7 @@ Status Run(const MoeLayer& layer, MatView<const float> x, const LayerTokens& tok
   saved.plan.num_zero = num_zero;
   saved.plan.num_dropped -= num_zero;
   NormalizeKept(rc, saved.plan.slot_row, saved.routing, ctx);
+  ctx.Enter(StepPart::kExperts);
   const DType format = layer.weights.format;
   const ConstAnyMat input = saved.input = Rounded(x, format, ctx);
   const MatView<const float> gated = rc.gates_input ? x : MatView<const float>();
@@ -282,6 +292,7 @@ void MoeLayer::Backward(MatView<const float> x, const MoeSaved& saved, MatView<c
   MOE_CHECK(d_y.rows == T && d_y.cols == D && d_x.rows == T && d_x.cols == D, "d_y [{},{}] d_x [{},{}], expected [{},{}]",
             d_y.rows, d_y.cols, d_x.rows, d_x.cols, T, D);
   Arena::Scope scope(ctx.arena);
+  ctx.Enter(StepPart::kRouter);
 
   // Through combine: to the experts' outputs, and to the gates, unless those were what the experts read.
   const bool gates_input = config.router.gates_input;
@@ -313,6 +324,7 @@ void MoeLayer::Backward(MatView<const float> x, const MoeSaved& saved, MatView<c
     d_gated = GateSharedBackward(*w.shared_gate, x, valid, saved, d_shared, d_ungated, ctx);
     d_shared = d_ungated;
   }
+  ctx.Enter(StepPart::kExperts);
   const ConstAnyMat d_shared_out = shared ? Rounded(d_shared, format, ctx) : ConstAnyMat();
   const AnyMat d_input = AllocExpertRows(saved, D, format, ctx);
   const MatView<float> d_shared_input = shared ? AllocMat(valid.count, D, ctx) : MatView<float>();

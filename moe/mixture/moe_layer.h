@@ -87,6 +87,9 @@ struct LayerTokens {
   // Inference: taken instead of what the router says, its counts and losses too; gates may be renormalised in place. Null: the
   // router is asked.
   const Routing* routing = nullptr;
+  // Measuring: the router does all its work, then the slots go to these experts [S] instead, its gates and losses as they are.
+  // Outlives backward. Empty: where the router says.
+  std::span<const int32_t> forced = {};
 };
 
 // The rows of one FFN, or of the experts of a group, on their way; as the weights read them. What is not kept is empty.

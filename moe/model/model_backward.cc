@@ -33,6 +33,7 @@ void ModelPass::HeadForwardBackward(MatView<const float> x, std::span<const int3
 
 void ModelPass::FfnBackward(const Block& block, LayerSaved& saved, float aux_scale, MatView<float> normed,
                             MatView<float> d_normed, MatView<float> d_x) const {
+  ctx.Enter(StepPart::kExperts);
   Arena::Scope scope(ctx.arena);
   const std::span<const float> weight = block.ffn_norm->value.span();
   RmsNormForward(saved.x_mid, weight, config().norm_epsilon, normed, {}, ctx);
@@ -50,6 +51,7 @@ void ModelPass::FfnBackward(const Block& block, LayerSaved& saved, float aux_sca
 
 void ModelPass::AttentionBackward(const Block& block, const PassRows& rows, LayerSaved& saved, MatView<float> normed,
                                   MatView<float> d_normed, MatView<float> d_x) const {
+  ctx.Enter(StepPart::kAttention);
   Arena::Scope scope(ctx.arena);
   const AttentionWeights& weights = block.attention;
   const MatView<float> d_attended = Matrix(d_x.rows, query_width());
@@ -98,6 +100,7 @@ Status Model::ForwardBackward(const StepBatch& batch, std::span<const int32_t> t
     pass.FfnBackward(blocks_[l], saved[l], aux_scale, normed, d_normed, d_x);
     pass.AttentionBackward(blocks_[l], rows, saved[l], normed, d_normed, d_x);
   }
+  ctx.Enter(StepPart::kOther);
   EmbeddingBackward(rows.ids, d_x, embedding_->grad.mat(), ctx);
   return {};
 }

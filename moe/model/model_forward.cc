@@ -113,7 +113,8 @@ Result<PassRows> ModelPass::CheckRows(const StepBatch& batch) const {
                   .segments = segments.first(num_segments),
                   .sequence_begin = num_segments > 0 ? sequence_begin : std::span<int32_t>(),
                   .key = batch.key,
-                  .router_logits = batch.router_logits};
+                  .router_logits = batch.router_logits,
+                  .forced_experts = batch.forced_experts};
 }
 
 Result<std::span<const int32_t>> ModelPass::CheckTargets(const PassRows& rows, std::span<const int32_t> targets) const {
@@ -175,6 +176,7 @@ std::span<AttentionSegment> ModelPass::Segments(const PassRows& rows, const Head
 
 void ModelPass::AttentionForward(const Block& block, int64_t layer, const PassRows& rows, KvCache* cache, MatView<float> normed,
                                  MatView<float> x, MatView<float> x_out, LayerSaved* saved) const {
+  ctx.Enter(StepPart::kAttention);
   const int64_t T = rows.num_rows(), H = config().num_heads, G = config().num_kv_heads;
   if (saved != nullptr) {
     saved->x = x;
@@ -203,6 +205,7 @@ void ModelPass::AttentionForward(const Block& block, int64_t layer, const PassRo
 
 Status ModelPass::FfnForward(const Block& block, const PassRows& rows, MatView<float> normed, MatView<float> x,
                              MatView<float> x_out, LayerSaved* saved, LayerStats* stats) const {
+  ctx.Enter(StepPart::kExperts);
   const int64_t T = rows.num_rows(), F = block.spec.ffn_width;
   if (saved != nullptr) {
     saved->x_mid = x;
@@ -231,6 +234,7 @@ Status ModelPass::FfnForward(const Block& block, const PassRows& rows, MatView<f
                      .ids = rows.ids,
                      .sequence_begin = rows.sequence_begin,
                      .key = MixBits(rows.key ^ MixBits(static_cast<uint64_t>(block.layer)))};
+  if (!rows.forced_experts.empty()) tokens.forced = rows.forced_experts[static_cast<size_t>(block.layer)];
   if (!rows.router_logits.empty()) tokens.logits_out = rows.router_logits[static_cast<size_t>(block.layer)];
   if (saved != nullptr && stats != nullptr && block.spec.moe.router.global_loss > 0) {
     const auto before = ctx.arena.Alloc<int64_t>(static_cast<int64_t>(stats->tokens_per_expert.size()));
@@ -271,6 +275,7 @@ Result<MatView<float>> ModelPass::Layers(const PassRows& rows, KvCache* cache, M
     if (!status) return Err(fmt::format("layer {}", l), "{} {}", status.error().where, status.error().what);
     x = x_out;
   }
+  ctx.Enter(StepPart::kOther);
   return x;
 }
 

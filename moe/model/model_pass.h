@@ -36,6 +36,7 @@ struct PassRows {
   std::span<const int32_t> sequence_begin;  // [segments+1] first rows, then T: padding belongs to what stands before it
   uint64_t key = 0;
   std::span<const MatView<float>> router_logits;  // [L] as StepBatch has them, or empty
+  std::span<const std::span<const int32_t>> forced_experts;
   int64_t num_rows() const { return static_cast<int64_t>(ids.size()); }
 };
 

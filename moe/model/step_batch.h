@@ -26,6 +26,8 @@ struct StepBatch {
   uint64_t key = 0;  // training: what noise and drops by chance are functions of, beside layer and row
   // [L], each [T,E], or empty for a dense layer: the routers' logits are copied there. Empty: nowhere.
   std::span<const MatView<float>> router_logits = {};
+  // Measuring: [L], each [S] or empty, see LayerTokens::forced. Empty: routers choose.
+  std::span<const std::span<const int32_t>> forced_experts = {};
 };
 
 }  // namespace moe

@@ -77,18 +77,17 @@ void WriteRows(const float* tile, int64_t stride, int64_t rows, int64_t columns,
 
 // Is it worth turning the rows of an item? The tiles then read one stream and need one address for all rows, but each panel has
 // to pay for its part of the turning.
-bool Interleaves(const WorkItem& item) {
-  constexpr int64_t kLeastPanels = 4;
-  return item.tiles > 1 && item.panels >= kLeastPanels;
+bool Interleaves(const WorkItem& item, const KernelSwitches& switches) {
+  return item.tiles > 1 && item.panels >= switches.least_panels;
 }
 
 // `after`: the panel that this thread will probably read first when it is done here; null: unknown.
 // `stream`: c goes past the caches.
-void RunItem(const GemmProblem& p, const WorkItem& item, int64_t tiles, const std::byte* after, bool stream,
+void RunItem(const GemmProblem& p, const WorkItem& item, int64_t tiles, const std::byte* after, bool interleaved, bool stream,
              const Scratch& scratch, const KernelTable& k) {
   MOE_CHECK(item.tiles > 0, "an item of {} tiles", item.tiles);
   const PackedWeight& w = *p.weight;
-  const bool bf16 = w.format == DType::kBf16, gated = p.epilogue == Epilogue::kSwiglu, interleaved = Interleaves(item);
+  const bool bf16 = w.format == DType::kBf16, gated = p.epilogue == Epilogue::kSwiglu;
   const int64_t steps = Steps(w);
   // All tiles of the problem are of almost the same height: a last one of few rows would take as long as a full one.
   int64_t begin[kLimits.tiles + 1];  // rows of tile i: [i], up to [i+1]
@@ -181,6 +180,10 @@ void CheckProblem(const GemmProblem& p) {
 
 }  // namespace
 
+int64_t CachedOutputBytes(int num_threads) {
+  return num_threads * std::max(GetCpuInfo().l2_bytes, kLeastL2);
+}
+
 void GroupedGemm(std::span<const GemmProblem> problems, ExecContext& ctx) {
   Arena::Scope scope(ctx.arena);
   const KernelTable& k = ctx.kernels;
@@ -205,7 +208,8 @@ void GroupedGemm(std::span<const GemmProblem> problems, ExecContext& ctx) {
   // a stride of a power of two, do not drive the operands out.
   int64_t written = 0;
   for (const GemmProblem& p : problems) written += p.c.rows * p.c.cols * SizeOf(p.c.dtype);
-  const bool stream = written > ctx.pool.num_threads() * std::max(GetCpuInfo().l2_bytes, kLeastL2);
+  const bool stream =
+      written > (ctx.switches.stream_bytes > 0 ? ctx.switches.stream_bytes : CachedOutputBytes(ctx.pool.num_threads()));
   const auto scratch = ctx.arena.Alloc<Scratch>(ctx.pool.num_threads());
   for (Scratch& s : scratch) {
     s = {.copies = ctx.arena.Alloc<uint32_t>(copies).data(),
@@ -223,7 +227,8 @@ void GroupedGemm(std::span<const GemmProblem> problems, ExecContext& ctx) {
       const WorkItem& other = items[static_cast<size_t>(next)];
       after = problems[static_cast<size_t>(other.problem)].weight->panel(other.panel);
     }
-    RunItem(p, item, tiles_of(p), after, stream && CanStream(p), scratch[static_cast<size_t>(thread)], k);
+    RunItem(p, item, tiles_of(p), after, Interleaves(item, ctx.switches), stream && CanStream(p),
+            scratch[static_cast<size_t>(thread)], k);
   });
 }
 

@@ -30,6 +30,8 @@ struct GemmProblem {
 // All products of the list, on one work list of tiles: a hot expert cannot stall the others. Results do not depend on M, on the
 // other problems, or on the number of threads, bit for bit.
 void GroupedGemm(std::span<const GemmProblem> problems, ExecContext& ctx);
+// Output of a list that the threads' L2 keep, see KernelSwitches.
+int64_t CachedOutputBytes(int num_threads);
 inline void Gemm(const GemmProblem& problem, ExecContext& ctx) {
   GroupedGemm({&problem, 1}, ctx);
 }

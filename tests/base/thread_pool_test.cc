@@ -156,5 +156,24 @@ TEST(ThreadPool, TwoPoolsWorkSideBySide) {
   EXPECT_EQ(sums[1], 85344 * 100);
 }
 
+// What one thread had more to do than the caller, the caller waits.
+TEST(ThreadPool, CountsWhatTheCallerWaits) {
+  ThreadPool pool(2);
+  const double before = pool.WaitSeconds();
+  const auto run = [&](bool uneven) {
+    std::atomic<int> begun = 0;
+    pool.ParallelFor(2, [&](int64_t, int thread) {
+      ++begun;
+      while (begun < 2) std::this_thread::yield();  // one piece each
+      if (uneven && thread != 0) std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    });
+  };
+  run(true);
+  const double waited = pool.WaitSeconds() - before;
+  EXPECT_GE(waited, 0.02);
+  pool.ParallelFor(1, [](int64_t, int) {});  // nobody to wait for
+  EXPECT_EQ(pool.WaitSeconds() - before, waited);
+}
+
 }  // namespace
 }  // namespace moe
