@@ -42,6 +42,7 @@ endfunction()
 
 # External libraries that a folder uses.
 set(MOE_EXTERNAL_base fmt::fmt tl::expected)
+set(MOE_EXTERNAL_costs nlohmann_json::nlohmann_json)
 set(MOE_EXTERNAL_files nlohmann_json::nlohmann_json PkgConfig::PCRE2 PkgConfig::UTF8PROC PkgConfig::XXHASH)
 set(MOE_EXTERNAL_model nlohmann_json::nlohmann_json)
 set(MOE_EXTERNAL_train nlohmann_json::nlohmann_json PkgConfig::XXHASH)
