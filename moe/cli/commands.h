@@ -9,6 +9,7 @@ int RunCompare(int argc, char** argv);
 int RunEval(int argc, char** argv);
 int RunGenerate(int argc, char** argv);
 int RunInspect(int argc, char** argv);
+int RunPlan(int argc, char** argv);
 int RunProbe(int argc, char** argv);
 int RunRoute(int argc, char** argv);
 int RunSweep(int argc, char** argv);

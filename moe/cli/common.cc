@@ -215,6 +215,17 @@ Status CheckJsonTarget(const CommonFlags& flags) {
   return {};
 }
 
+Status CheckPageTarget(const CommonFlags& flags, const std::string& page) {
+  if (page.empty()) return {};
+  if (page == "-") return UsageErr("--out", "got '-', expected a file for the page");
+  MOE_TRY(CheckJsonTarget({.json = page}));
+  const auto whole = [](const std::string& path) { return std::filesystem::absolute(path).lexically_normal(); };
+  if (!flags.json.empty() && whole(page) == whole(flags.json)) {
+    return UsageErr("--out", "got {} for --json too, expected two files", page);
+  }
+  return {};
+}
+
 Status WriteJsonResult(const CommonFlags& flags, const nlohmann::json& result) {
   if (flags.json.empty()) return {};
   std::string text;

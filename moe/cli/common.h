@@ -53,6 +53,8 @@ std::string JoinNames(const std::vector<std::string>& names);
 Status WriteJsonResult(const CommonFlags& flags, const nlohmann::json& result);
 // Before long work: whether WriteJsonResult will find a folder to write to.
 Status CheckJsonTarget(const CommonFlags& flags);
+// The same of a page, which may be "" for none; never stdout, never the file of --json.
+Status CheckPageTarget(const CommonFlags& flags, const std::string& page);
 
 // Text on stdout, at once. False: nobody reads any more (a closed pipe); not an error, but no reason to go on.
 Result<bool> WriteStdout(std::string_view text);

@@ -9,6 +9,7 @@
 #include "moe/base/progress.h"
 #include "moe/cli/commands.h"
 #include "moe/cli/common.h"
+#include "moe/cli/explain.h"
 #include "moe/cli/load_model.h"
 #include "moe/files/text_file.h"
 #include "moe/infer/generate.h"
@@ -22,6 +23,7 @@ constexpr double kQuietSeconds = 0.5;  // what is done by then needs no progress
 
 struct EvalFlags {
   CommonFlags common;
+  ExplainFlag explain;
   std::string model, dtype;
   std::vector<std::string> data;
   std::optional<int64_t> batch, context;
@@ -120,6 +122,7 @@ Result<int> Run(const EvalFlags& flags) {
   if (batch < 1 || batch > kMaxBatch) return UsageErr("--batch", "got {}, expected 1..{}", batch, kMaxBatch);
   MOE_TRY(CheckJsonTarget(flags.common));
   MOE_TRY(const auto run, MakeRunContext(flags.common));
+  UseKeptMachine(flags.explain, run->exec);
   MOE_TRY(const auto texts, ReadTextFiles(flags.data));
   MOE_TRY(const ModelFolder folder, OpenModelFolder(flags.model, flags.dtype));
   const int64_t context = flags.context.value_or(folder.config.context);
@@ -173,6 +176,7 @@ int RunEval(int argc, char** argv) {
       ->type_name("NAME");
   app.add_option("--batch", flags.batch, "Windows computed at a time (default: about 4096 tokens); never changes the result");
   app.add_option("--context", flags.context, "Window length in tokens (default: the model's context)");
+  AddExplainFlag(app, flags.explain);
   AddCommonFlags(app, flags.common);
   SetExamples(app, {{"moe eval --model runs/demo --data data/held-out.txt", "loss on a text the model has not seen"},
                     {"moe eval --model runs/demo --data a.txt b.txt --json -", "the same as JSON, file by file and in all"},

@@ -30,6 +30,7 @@ const std::vector<Command> kCommands = {
     {"inspect", "shows what a model is: layers, routing, parameters, memory", RunInspect},
     {"compare", "trains variants of a recipe beside one another: one table, one page", RunCompare},
     {"route", "shows what a model's experts do, and what other policies would do", RunRoute},
+    {"plan", "says what a model will do on a machine, at every batch size", RunPlan},
     {"sweep", "measures a model beside its dense twins, at every batch size", RunSweep},
     {"probe", "measures what this machine can do at most", RunProbe},
     {"bench", "measures the parts of a step as fractions of that", RunBench},

@@ -12,6 +12,7 @@
 #include "moe/base/progress.h"
 #include "moe/cli/commands.h"
 #include "moe/cli/common.h"
+#include "moe/cli/explain.h"
 #include "moe/cli/routing_text.h"
 #include "moe/mixture/moe_metrics.h"
 #include "moe/train/run.h"
@@ -23,6 +24,7 @@ constexpr size_t kMostBars = 32;  // beyond this many experts a bar each says no
 
 struct TrainFlags {
   CommonFlags common;
+  ExplainFlag explain;
   RunOptions run;
 };
 
@@ -237,6 +239,7 @@ Result<int> Train(TrainFlags& flags) {
   }
   MOE_TRY(CheckJsonTarget(flags.common));
   MOE_TRY(const auto run, MakeRunContext(flags.common));
+  UseKeptMachine(flags.explain, run->exec);
   InstallInterruptHandler();
 
   Screen screen(flags, *run);
@@ -286,6 +289,7 @@ int RunTrain(int argc, char** argv) {
                       ->type_name("X");
   app.add_option("--dtype", overrides.dtype, "What products compute in: f32 or bf16, instead of the recipe's train.dtype")
       ->type_name("NAME");
+  AddExplainFlag(app, flags.explain);
   AddCommonFlags(app, flags.common);
   SetExamples(app, {{"moe train recipes/demo.toml --out runs/demo", "a small MoE, in minutes"},
                     {"moe train recipes/demo.toml --data a.txt b.txt --set model.experts=16", "other text, twice the experts"},

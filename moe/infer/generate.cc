@@ -21,6 +21,7 @@ struct Sequence {
   int64_t prompt_size;          // of tokens, BOS included
   int64_t max_tokens;           // generated ones, bounded by the context
   TextStream stream;
+  int32_t slot = -1;  // of the cache, while it is under way
   bool done = false;
 
   int64_t num_generated() const { return static_cast<int64_t>(tokens.size()) - prompt_size; }
@@ -32,18 +33,18 @@ class GenerateRun {
       : model_(model), tokenizer_(tokenizer), options_(options), ctx_(ctx) {}
 
   Status Start(std::span<const GenerateRequest> requests);
-  Status Prefill(size_t s);
+  // Begins sequences while there are slots for them.
+  Status Prefill();
   Status DecodeStep();
   bool finished() const {
-    return cancelled_ || std::all_of(sequences_.begin(), sequences_.end(), [](const Sequence& s) { return s.done; });
+    return cancelled_ || (next_ == sequences_.size() && static_cast<int64_t>(free_slots_.size()) == cache_.num_slots);
   }
-  bool cancelled() const { return cancelled_; }
-  size_t num_sequences() const { return sequences_.size(); }
   std::vector<Generation> Finish();
   int64_t num_prompt_tokens() const;
   int64_t num_generated() const;
 
  private:
+  Status Prefill(size_t s);
   Status Accept(size_t s, std::span<const float> logits);
   void Show(size_t s, const std::string& text);
   void End(size_t s, StopReason reason);
@@ -58,6 +59,8 @@ class GenerateRun {
   std::vector<RowInfo> rows_;
   std::vector<int32_t> logit_rows_;
   std::vector<size_t> decoding_;  // sequence of each row of a decode step
+  std::vector<int32_t> free_slots_;
+  size_t next_ = 0;  // sequence to begin
   bool cancelled_ = false;
 };
 
@@ -79,20 +82,30 @@ Status GenerateRun::Start(std::span<const GenerateRequest> requests) {
     sequences_.push_back(std::move(sequence));
   }
   results_.resize(requests.size());
-  cache_ = KvCache::Make(config, static_cast<int64_t>(requests.size()), positions);
-  for (size_t s = 0; s < sequences_.size(); ++s) {
-    if (sequences_[s].max_tokens == 0) End(s, StopReason::kMaxTokens);
+  const auto all = static_cast<int64_t>(requests.size());
+  cache_ = KvCache::Make(config, options_.at_once > 0 ? std::min(options_.at_once, all) : all, positions);
+  for (auto slot = static_cast<int32_t>(cache_.num_slots); slot > 0; --slot) free_slots_.push_back(slot - 1);
+  return {};
+}
+
+Status GenerateRun::Prefill() {
+  while (!cancelled_ && next_ < sequences_.size() && !free_slots_.empty()) {
+    Sequence& sequence = sequences_[next_];
+    sequence.slot = free_slots_.back(), free_slots_.pop_back();
+    // What the slot's last sequence left is overwritten before it is read: positions are read in order.
+    MOE_TRY(Prefill(next_++));
   }
   return {};
 }
 
 Status GenerateRun::Prefill(size_t s) {
   const Sequence& sequence = sequences_[s];
+  if (sequence.max_tokens == 0) return End(s, StopReason::kMaxTokens), Status{};
   for (int64_t begin = 0; begin < sequence.prompt_size && !sequence.done && !cancelled_; begin += options_.prefill_rows) {
     const int64_t end = std::min(sequence.prompt_size, begin + options_.prefill_rows);
     rows_.clear(), logit_rows_.clear();
     for (int64_t i = begin; i < end; ++i) {
-      rows_.push_back({static_cast<int32_t>(s), static_cast<int32_t>(i), sequence.tokens[static_cast<size_t>(i)]});
+      rows_.push_back({sequence.slot, static_cast<int32_t>(i), sequence.tokens[static_cast<size_t>(i)]});
     }
     if (end == sequence.prompt_size) logit_rows_.push_back(static_cast<int32_t>(end - begin - 1));
     ctx_.arena.Reset();
@@ -110,9 +123,9 @@ Status GenerateRun::DecodeStep() {
   rows_.clear(), logit_rows_.clear(), decoding_.clear();
   for (size_t s = 0; s < sequences_.size(); ++s) {
     const Sequence& sequence = sequences_[s];
-    if (sequence.done) continue;
+    if (sequence.slot < 0) continue;
     logit_rows_.push_back(static_cast<int32_t>(rows_.size()));
-    rows_.push_back({static_cast<int32_t>(s), static_cast<int32_t>(sequence.tokens.size()) - 1, sequence.tokens.back()});
+    rows_.push_back({sequence.slot, static_cast<int32_t>(sequence.tokens.size()) - 1, sequence.tokens.back()});
     decoding_.push_back(s);
   }
   ctx_.arena.Reset();
@@ -146,10 +159,13 @@ void GenerateRun::Show(size_t s, const std::string& text) {
 }
 
 void GenerateRun::End(size_t s, StopReason reason) {
-  sequences_[s].done = true;
+  Sequence& sequence = sequences_[s];
+  sequence.done = true;
+  if (sequence.slot >= 0) free_slots_.push_back(sequence.slot), sequence.slot = -1;
   results_[s].reason = reason;
-  const std::string rest = sequences_[s].stream.Flush();
+  const std::string rest = sequence.stream.Flush();
   if (!rest.empty()) Show(s, rest);
+  if (reason != StopReason::kCancelled && options_.on_end) options_.on_end(s, results_[s]);
 }
 
 std::vector<Generation> GenerateRun::Finish() {
@@ -214,17 +230,18 @@ Result<std::vector<Generation>> Generate(const Model& model, const Tokenizer& to
   MOE_CHECK(options.prefill_rows > 0, "{} rows", options.prefill_rows);
   GenerateRun run(model, tokenizer, options, ctx);
   MOE_TRY(run.Start(requests));
-  const double start_s = NowSeconds();
-  for (size_t s = 0; s < run.num_sequences() && !run.cancelled(); ++s) MOE_TRY(run.Prefill(s));
-  const double prefilled_s = NowSeconds();
-  const int64_t first_tokens = run.num_generated();
-  while (!run.finished()) MOE_TRY(run.DecodeStep());
-  if (times != nullptr) {
-    *times = {.prompt_tokens = run.num_prompt_tokens(),
-              .decode_tokens = run.num_generated() - first_tokens,
-              .prompt_s = prefilled_s - start_s,
-              .decode_s = NowSeconds() - prefilled_s};
+  GenerateTimes spent;
+  while (!run.finished()) {
+    const double start_s = NowSeconds();
+    MOE_TRY(run.Prefill());
+    const double prefilled_s = NowSeconds();
+    const int64_t generated = run.num_generated();
+    if (!run.finished()) MOE_TRY(run.DecodeStep());
+    spent.prompt_s += prefilled_s - start_s, spent.decode_s += NowSeconds() - prefilled_s;
+    spent.decode_tokens += run.num_generated() - generated;
   }
+  spent.prompt_tokens = run.num_prompt_tokens();
+  if (times != nullptr) *times = spent;
   return run.Finish();
 }
 

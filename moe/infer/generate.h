@@ -44,12 +44,15 @@ struct GenerateTimes {
 struct GenerateOptions {
   // Called after every token of every sequence, with the text that became certain (often none). False ends everything.
   std::function<bool(size_t sequence, std::string_view text)> on_text;
+  // Called when a sequence has ended, in the order of their ends; not when all were cancelled. May be empty.
+  std::function<void(size_t sequence, const Generation& generation)> on_end;
   int64_t prefill_rows = 512;  // rows of one step of a prompt, at most
+  int64_t at_once = 0;         // sequences under way, at most: the next begins when one ends; 0: all
 };
 
 // One Generation per request. A request's tokens depend on nothing but the model, the request and the kernel table: not on
-// threads, nor on the other requests. Errors: a prompt longer than the context, a model without BOS, logits that are not
-// finite. Resets ctx.arena.
+// threads, nor on the other requests, nor on how many run at once. Errors: a prompt longer than the context, a model without
+// BOS, logits that are not finite. Resets ctx.arena.
 Result<std::vector<Generation>> Generate(const Model& model, const Tokenizer& tokenizer,
                                          std::span<const GenerateRequest> requests, const GenerateOptions& options,
                                          GenerateTimes* times, ExecContext& ctx);

@@ -80,7 +80,8 @@ struct BenchResult {
 };
 
 inline bool InBytes(Ceiling c) {
-  return c == Ceiling::kRead || c == Ceiling::kReadChunks || c == Ceiling::kReadModifyWrite || c == Ceiling::kOptimizerStream;
+  return c == Ceiling::kRead || c == Ceiling::kReadChunks || c == Ceiling::kWeights || c == Ceiling::kReadModifyWrite ||
+         c == Ceiling::kOptimizerStream;
 }
 
 // Rounds of ceilings, case, ceilings, reference and every peer in turn until `seconds` are spent, three at least (on Ctrl-C

@@ -1,7 +1,9 @@
 #include "moe/planner/ceilings.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
+#include <ctime>
 #include <numeric>
 #include <vector>
 
@@ -9,11 +11,13 @@
 #include "moe/base/clock.h"
 #include "moe/base/cpu_info.h"
 #include "moe/ops/chunks.h"
+#include "moe/ops/gemm.h"
 
 namespace moe {
 namespace {
 
 constexpr double kPeakSeconds = 2e-3;              // of one sample of multiply-adds
+constexpr int kPeakTurns = 4;                      // into which it is cut
 constexpr int kBarriers = 200;                     // of one sample
 constexpr int64_t kPieceBytes = int64_t{8} << 20;  // of one thread at a time: in smaller ones prefetchers lose their way
 
@@ -37,6 +41,8 @@ double CeilingProbe::Sample(Ceiling ceiling, ThreadPool& pool) {
       return Read(true, pool);
     case Ceiling::kReadChunks:
       return Read(false, pool);
+    case Ceiling::kWeights:
+      return Weights(pool);
     case Ceiling::kReadModifyWrite:
       return ReadModifyWrite(pool);
     case Ceiling::kOptimizerStream:
@@ -55,7 +61,7 @@ double CeilingProbe::Sample(Ceiling ceiling, ThreadPool& pool) {
   return (NowSeconds() - start) / kBarriers;
 }
 
-double CeilingProbe::Read(bool in_order, ThreadPool& pool) {
+std::vector<int64_t> CeilingProbe::Order(bool in_order) {
   std::vector<int64_t> order(static_cast<size_t>(num_chunks_));
   std::iota(order.begin(), order.end(), int64_t{0});
   if (!in_order) {
@@ -63,6 +69,11 @@ double CeilingProbe::Read(bool in_order, ThreadPool& pool) {
       std::swap(order[static_cast<size_t>(i)], order[static_cast<size_t>(rng_.Below(i + 1))]);
     }
   }
+  return order;
+}
+
+double CeilingProbe::Read(bool in_order, ThreadPool& pool) {
+  const std::vector<int64_t> order = Order(in_order);
   const int64_t at_once = in_order ? kPieceBytes / kChunkBytes : 1, count = kChunkBytes / 4;
   std::atomic<int64_t> sum = 0;  // exact: of ones
   const double start = NowSeconds();
@@ -74,6 +85,32 @@ double CeilingProbe::Read(bool in_order, ThreadPool& pool) {
   const double seconds = NowSeconds() - start;
   MOE_CHECK(sum == num_chunks_ * count, "the probe summed {} over {} ones", sum.load(), num_chunks_ * count);
   return static_cast<double>(buffer_bytes()) / seconds;
+}
+
+double CeilingProbe::Weights(ThreadPool& pool) {
+  constexpr int64_t kN = 2048, kK = 1024, kAtOnce = 4;  // one chunk is one matrix
+  static_assert(kN * kK * 2 == kChunkBytes);
+  ExecContext ctx{pool, arena_, kernels_};
+  arena_.Reset();
+  const AnyMat x(ctx.arena.AllocZero<Bf16>(kK).data(), DType::kBf16, 1, kK, kK);
+  const AnyMat y(ctx.arena.Alloc<float>(kAtOnce * kN).data(), DType::kF32, kAtOnce, kN, kN);
+  const std::vector<int64_t> order = Order(false);
+  const double start = NowSeconds();
+  for (int64_t first = 0; first < num_chunks_; first += kAtOnce) {
+    std::array<PackedWeight, kAtOnce> weights;
+    std::array<GemmProblem, kAtOnce> problems;
+    const int64_t count = std::min(kAtOnce, num_chunks_ - first);
+    for (int64_t i = 0; i < count; ++i) {
+      const auto n = static_cast<size_t>(i);
+      weights[n] = {.format = DType::kBf16,
+                    .N = kN,
+                    .K = kK,
+                    .data = buffer_.get() + order[static_cast<size_t>(first + i)] * kChunkBytes};
+      problems[n] = {.a = x, .weight = &weights[n], .c = y.Rows(i, 1)};
+    }
+    GroupedGemm(std::span(problems).first(static_cast<size_t>(count)), ctx);
+  }
+  return static_cast<double>(buffer_bytes()) / (NowSeconds() - start);
 }
 
 double CeilingProbe::ReadModifyWrite(ThreadPool& pool) {
@@ -102,16 +139,39 @@ double CeilingProbe::Peak(double (*peak)(int64_t, float*), ThreadPool& pool) {
     const double start = NowSeconds();
     peak(steps, &sink);
     seconds = NowSeconds() - start;
-    if (seconds >= kPeakSeconds / 4) break;
+    if (seconds >= kPeakSeconds / kPeakTurns) break;
   }
-  steps *= 4;
+  // The best of a few: threads that were just woken may for a moment share a core.
   std::vector<double> flop(static_cast<size_t>(pool.num_threads()));
-  const double start = NowSeconds();
+  double best = 0;
+  for (int i = 0; i < kPeakTurns; ++i) {
+    const double start = NowSeconds();
+    pool.ParallelFor(pool.num_threads(), [&](int64_t t, int) {
+      float sink = 0;
+      flop[static_cast<size_t>(t)] = peak(steps, &sink);
+    });
+    best = std::max(best, std::accumulate(flop.begin(), flop.end(), 0.0) / (NowSeconds() - start));
+  }
+  return best;
+}
+
+double CeilingProbe::Pace(ThreadPool& pool) {
+  constexpr int64_t kSteps = 20000;
+  const auto thread_s = [] {
+    std::timespec t{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+  };
+  std::vector<double> rates(static_cast<size_t>(pool.num_threads()));
   pool.ParallelFor(pool.num_threads(), [&](int64_t i, int) {
-    float sink = 0;
-    flop[static_cast<size_t>(i)] = peak(steps, &sink);
+    double& best = rates[static_cast<size_t>(i)];
+    for (int turn = 0; turn < kPeakTurns; ++turn) {
+      float sink = 0;
+      const double start = thread_s(), flop = kernels_.peak_f32(kSteps, &sink);
+      best = std::max(best, flop / (thread_s() - start));
+    }
   });
-  return std::accumulate(flop.begin(), flop.end(), 0.0) / (NowSeconds() - start);
+  return std::accumulate(rates.begin(), rates.end(), 0.0);
 }
 
 }  // namespace moe

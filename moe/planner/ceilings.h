@@ -3,6 +3,7 @@
 // as a fraction of a ceiling that was measured beside it.
 
 #include <cstdint>
+#include <vector>
 
 #include "moe/base/arena.h"
 #include "moe/base/rng.h"
@@ -13,6 +14,7 @@ namespace moe {
 enum class Ceiling : uint8_t {
   kRead,             // bytes/s, in order, from beyond the last-level cache
   kReadChunks,       // bytes/s, in chunks of 4 MiB in random order: experts' matrices
+  kWeights,          // bytes/s of packed bf16 weights, each multiplied with one row, in random order: a decode
   kReadModifyWrite,  // bytes/s of a stream that is changed in place; both directions count
   kOptimizerStream,  // bytes/s of four arrays side by side, each changed in place: gradient, value, two moments
   kPeakF32,          // FLOP/s of multiply-adds between registers, all threads together
@@ -20,7 +22,7 @@ enum class Ceiling : uint8_t {
   kPeakInt8,  // operations/s
   kBarrier,   // seconds to begin and end a parallel piece of work that does nothing
 };
-inline constexpr int kNumCeilings = 8;
+inline constexpr int kNumCeilings = 9;
 
 class CeilingProbe {
  public:
@@ -30,13 +32,18 @@ class CeilingProbe {
   // One sample: some milliseconds, for memory one pass over the buffer.
   double Sample(Ceiling ceiling, ThreadPool& pool);
 
+  // FLOP/s of float32 multiply-adds by the threads' own clocks: the pace of the cores, whoever else has them now and then.
+  double Pace(ThreadPool& pool);
+
   int64_t buffer_bytes() const { return num_chunks_ * kChunkBytes; }
   // Four times the last-level cache, within 256 MiB and 1 GiB.
   static int64_t DefaultBytes();
 
  private:
   static constexpr int64_t kChunkBytes = int64_t{4} << 20;
+  std::vector<int64_t> Order(bool in_order);  // of the chunks
   double Read(bool in_order, ThreadPool& pool);
+  double Weights(ThreadPool& pool);
   double ReadModifyWrite(ThreadPool& pool);
   double OptimizerStream(ThreadPool& pool);
   double Peak(double (*peak)(int64_t, float*), ThreadPool& pool);
@@ -44,6 +51,7 @@ class CeilingProbe {
 
   const KernelTable& kernels_;
   AlignedBytes buffer_;  // float32 ones
+  Arena arena_;
   int64_t num_chunks_ = 0;
   Rng rng_{1};
 };

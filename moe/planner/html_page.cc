@@ -27,7 +27,8 @@ th, td { padding: 0.2rem 0.7rem; text-align: right; border-bottom: 1px solid var
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 .word { text-align: left; } td.group { text-align: left; font-weight: 600; background: var(--panel); }
 figure { margin: 1.5rem 0; } figcaption { font-weight: 600; }
-.drawing { position: relative; height: 24rem; } .fallback, .drawing svg { max-width: 100%; height: 100%; }
+.drawing { position: relative; } .drawn .drawing { height: 24rem; } .fallback { max-width: 100%; overflow-x: auto; }
+.drawing svg { max-width: 100%; min-width: 40rem; height: 24rem; }
 .chart canvas { display: none; } .drawn canvas { display: block; } .drawn .fallback { display: none; }
 details, footer { color: var(--soft); font-size: 0.85rem; margin-top: 2rem; } pre { white-space: pre-wrap; }
 @media print { body { max-width: none; } figure, tr { break-inside: avoid; } }
@@ -39,10 +40,65 @@ constexpr const char* kScript = R"((() => {
   const paint = () => { Chart.defaults.color = color('--text'); Chart.defaults.borderColor = color('--line'); };
   Chart.defaults.animation = false;
   Chart.defaults.maintainAspectRatio = false;
+  Chart.defaults.plugins.legend.labels.filter = (item, data) => !data.datasets[item.datasetIndex].unnamed;
+  const tip = Chart.defaults.plugins.tooltip.callbacks, title = tip.title;
+  tip.title = function(items) {
+    const label = items[0]?.raw?.label;
+    return label ? `${items[0].chart.config.options.marks.label} ${label}` : title.call(this, items);
+  };
+  Chart.register({
+    id: 'marks',
+    beforeDatasetsDraw(chart) {
+      const marks = chart.config.options.marks;
+      if (!marks) return;
+      const {ctx, chartArea: area, scales: {x}} = chart;
+      const at = v => Math.min(Math.max(x.getPixelForValue(v), area.left), area.right);
+      ctx.save();
+      ctx.font = '12px system-ui, sans-serif';
+      for (const band of marks.bands) {
+        const left = at(band.from), wide = at(band.to) - left;
+        ctx.fillStyle = band.color ? band.color + '26' : 'transparent';
+        ctx.fillRect(left, area.top, wide, area.height);
+        ctx.fillStyle = color('--soft');
+        ctx.textAlign = 'center';
+        if (ctx.measureText(band.name).width + 4 < wide) ctx.fillText(band.name, left + wide / 2, area.top + 15);
+      }
+      ctx.strokeStyle = ctx.fillStyle = color('--text');
+      ctx.setLineDash([2, 3]);
+      marks.lines.filter(m => m.x >= x.min && m.x <= x.max).forEach((mark, i) => {
+        const right = at(mark.x) + ctx.measureText(mark.name).width + 8 > area.right;
+        ctx.beginPath(), ctx.moveTo(at(mark.x), area.top), ctx.lineTo(at(mark.x), area.bottom), ctx.stroke();
+        ctx.textAlign = right ? 'right' : 'left';
+        ctx.fillText(mark.name, at(mark.x) + (right ? -4 : 4), area.bottom - 8 - 15 * i);
+      });
+      ctx.restore();
+    },
+    afterDatasetsDraw(chart) {
+      if (!chart.config.options.marks?.show) return;
+      const {ctx, chartArea: area} = chart, taken = [];
+      ctx.save();
+      ctx.font = '11px system-ui, sans-serif';
+      ctx.fillStyle = color('--text');
+      chart.data.datasets.forEach((set, s) => !set.quiet && chart.isDatasetVisible(s) && chart.getDatasetMeta(s).data.forEach((point, i) => {
+        const text = set.data[i].label, wide = text && ctx.measureText(text).width;
+        const left = point.x + 5 + wide > area.right ? point.x - 5 - wide : point.x + 5, y = point.y - 4;
+        if (!text || taken.some(t => left < t.left + t.wide + 3 && t.left < left + wide + 3 && Math.abs(y - t.y) < 12)) return;
+        taken.push({left, wide, y});
+        ctx.fillText(text, left, y);
+      }));
+      ctx.restore();
+    }
+  });
   paint();
   const charts = [...document.querySelectorAll('figure.chart')].map(figure => {
     figure.classList.add('drawn');
-    return new Chart(figure.querySelector('canvas'), JSON.parse(figure.querySelector('script').textContent));
+    const config = JSON.parse(figure.querySelector('script').textContent);
+    for (const axis of Object.values(config.options?.scales ?? {})) {
+      if (!axis.at) continue;
+      axis.afterBuildTicks = scale => scale.ticks = axis.at.map(value => ({value}));
+      axis.ticks = {...axis.ticks, callback: value => value.toLocaleString('en', {maximumSignificantDigits: 6})};
+    }
+    return new Chart(figure.querySelector('canvas'), config);
   });
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => { paint(); charts.forEach(c => c.update()); });
   addEventListener('beforeprint', () => charts.forEach(c => c.resize()));

@@ -38,12 +38,30 @@ struct ChartSeries {
   std::vector<std::pair<double, double>> points;  // x, y
   bool line = true;                               // else points alone
   bool dashed = false;
-  int color = -1;  // index into kChartColors, modulo their number; -1: the series' own
+  int color = -1;                   // index into kChartColors, modulo their number; -1: the series' own
+  bool dots = true;                 // of a line
+  std::vector<std::string> labels;  // of the points, in their tooltips; empty: none
+  bool labels_beside = true;        // of ChartOfLines::show_labels
+};
+// A stretch of x, shaded and named at its top; and a line across.
+struct ChartBand {
+  double from = 0, to = 0;
+  std::string name;
+  int color = -1;  // -1: not shaded
+};
+struct ChartMark {
+  double x = 0;
+  std::string name;
 };
 struct ChartOfLines {
   std::string title, x_title, y_title;
   bool log_x = false, log_y = false;
   std::vector<ChartSeries> series;
+  std::vector<double> x_ticks = {};  // ascending; empty: round numbers. What lies outside of them is cut off
+  std::string label_name = {};       // "batch" of a label "16"
+  bool show_labels = false;          // beside the points too, where there is room
+  std::vector<ChartBand> bands = {};
+  std::vector<ChartMark> marks = {};  // those outside of the axis are left out
 };
 std::string HtmlLineChart(const ChartOfLines& chart);
 nlohmann::json LineChartConfig(const ChartOfLines& chart);  // to add to: annotations, limits

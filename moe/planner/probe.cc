@@ -1,6 +1,7 @@
 #include "moe/planner/probe.h"
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 
 #include "moe/base/check.h"
@@ -8,17 +9,37 @@
 #include "moe/base/cpu_info.h"
 #include "moe/base/interrupt.h"
 #include "moe/base/thread_pool.h"
+#include "moe/planner/calibrate.h"
 
 namespace moe {
 namespace {
 
 constexpr int kMinRounds = 3;
+constexpr double kMaxCalibrationRounds = 25;
+constexpr double kCeilingsShare = 0.15;  // of the time, when a profile follows
+constexpr double kRoundsShare = 0.95;    // of what is left: rounds do not all take the same
 
 std::vector<std::unique_ptr<ThreadPool>> MakePools(int max_threads) {
   std::vector<std::unique_ptr<ThreadPool>> pools;
   for (int t = 1; t < max_threads; t *= 2) pools.push_back(std::make_unique<ThreadPool>(t));
   pools.push_back(std::make_unique<ThreadPool>(max_threads));
   return pools;
+}
+
+// Medians of the profile in place of those of fewer rounds, so that one figure has one value.
+void TakeMedians(const MachineProfile& m, CeilingsOf& ceilings) {
+  const std::pair<Ceiling, double> both[] = {{Ceiling::kRead, m.read_bytes_per_s},
+                                             {Ceiling::kWeights, m.memory_bytes_per_s()},
+                                             {Ceiling::kReadModifyWrite, m.rmw_bytes_per_s},
+                                             {Ceiling::kOptimizerStream, m.optimizer_bytes_per_s},
+                                             {Ceiling::kPeakF32, m.peak_f32},
+                                             {Ceiling::kPeakBf16, m.peak_bf16},
+                                             {Ceiling::kPeakInt8, m.peak_int8},
+                                             {Ceiling::kBarrier, m.barrier_s}};
+  for (const auto& [ceiling, median] : both) {
+    Measured& of = ceilings.values[static_cast<size_t>(ceiling)];
+    of = {.median = median, .min = std::min(of.min, median), .max = std::max(of.max, median)};
+  }
 }
 
 }  // namespace
@@ -56,6 +77,53 @@ MachineProbe ProbeMachine(const ProbeOptions& options, const KernelTable& kernel
     out.by_threads.push_back(ceilings);
   }
   return out;
+}
+
+int RoundsThatFit(double seconds, double round_s) {
+  const double fit = std::floor(kRoundsShare * seconds / std::max(round_s, 1e-9));
+  return fit < 2 ? 0 : static_cast<int>(std::min(fit, kMaxCalibrationRounds));
+}
+
+MeasuredProfile MeasureProfile(double seconds, int64_t buffer_bytes, const std::function<void(double)>& progress,
+                               ExecContext& ctx) {
+  const double start = NowSeconds();
+  double first_round = 0;  // when it began: operands are made before, in memory that may be slow to come by
+  const auto tell = [&](double) {
+    if (first_round <= 0) first_round = NowSeconds();
+    if (progress) progress(std::min(0.99, (NowSeconds() - start) / std::max(seconds, 1e-3)));
+  };
+  const auto calibrate = [&](int rounds) {
+    const double sample_s = seconds > 0 ? CalibrateOptions{}.sample_s : 0;
+    Calibration c = Calibrate({.rounds = rounds, .sample_s = sample_s, .buffer_bytes = buffer_bytes}, tell, ctx);
+    return MeasuredProfile{std::move(c.machine), rounds, c.interrupted};
+  };
+  // What a round takes depends on caches, cores and kernels: the first one tells.
+  MeasuredProfile measured = calibrate(1);
+  const int rounds = RoundsThatFit(seconds - (NowSeconds() - start), NowSeconds() - first_round);
+  if (!measured.interrupted && rounds > 0) measured = calibrate(rounds);
+  if (measured.interrupted) return {.interrupted = true};
+  if (progress) progress(1);
+  return measured;
+}
+
+MachineProbe ProbeWhole(const ProbeOptions& options, const std::function<void(double)>& progress, ExecContext& ctx) {
+  ProbeOptions ceilings = options;
+  ceilings.max_threads = ctx.pool.num_threads(), ceilings.seconds = kCeilingsShare * options.seconds;
+  const auto part = [&](double from, double to) {
+    return [&progress, from, to](double share) {
+      if (progress) progress(from + (to - from) * share);
+    };
+  };
+  const double start = NowSeconds();
+  MachineProbe probe = ProbeMachine(ceilings, ctx.kernels, part(0, kCeilingsShare));
+  if (probe.interrupted) return probe;
+  const double left = options.seconds - (NowSeconds() - start);
+  MeasuredProfile measured = MeasureProfile(left, options.buffer_bytes, part(kCeilingsShare, 1), ctx);
+  probe.interrupted = measured.interrupted, probe.profile_rounds = measured.rounds;
+  if (measured.interrupted) return probe;
+  TakeMedians(measured.machine, probe.by_threads.back());
+  probe.profile = std::move(measured.machine);
+  return probe;
 }
 
 }  // namespace moe

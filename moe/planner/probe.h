@@ -1,19 +1,21 @@
 #pragma once
-// The ceilings of this machine for 1, 2, 4 ... N threads.
+// The ceilings of this machine for 1, 2, 4 ... N threads, and its profile for N.
 
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "moe/costs/machine.h"
 #include "moe/planner/ceilings.h"
 
 namespace moe {
 
 struct ProbeOptions {
   int max_threads = 1;
-  double seconds = 10;        // to spend; every figure is measured three times even so
+  double seconds = 10;        // to spend; every ceiling is measured three times even so, all else once
   int64_t buffer_bytes = -1;  // of a CeilingProbe
 };
 
@@ -34,6 +36,8 @@ struct MachineProbe {
   std::vector<CeilingsOf> by_threads;  // ascending; the last has max_threads
   int rounds = 0;
   bool interrupted = false;
+  std::optional<MachineProfile> profile = {};  // of all threads; only of ProbeWhole, unless interrupted
+  int profile_rounds = 0;
 
   const CeilingsOf& all() const { return by_threads.back(); }
 };
@@ -41,5 +45,23 @@ struct MachineProbe {
 // Rounds over all figures and thread counts in turn, so that slow phases of a shared machine hit all alike. `progress` (may be
 // empty) gets the share done. Stops early on Ctrl-C, after at least one round.
 MachineProbe ProbeMachine(const ProbeOptions& options, const KernelTable& kernels, const std::function<void(double)>& progress);
+
+// Rounds of that length in so much time, at most 25; 0 where not even two fit: then what was measured already will do.
+int RoundsThatFit(double seconds, double round_s);
+
+// Calibrate, with as many rounds as fit into so many seconds, though at least one (0: every point
+// just once or twice). Interrupted (Ctrl-C): no profile. Resets
+// ctx.arena.
+struct MeasuredProfile {
+  MachineProfile machine;
+  int rounds = 0;
+  bool interrupted = false;
+};
+MeasuredProfile MeasureProfile(double seconds, int64_t buffer_bytes, const std::function<void(double)>& progress,
+                               ExecContext& ctx);
+
+// The ceilings and the profile, with the threads of ctx. What both measure of all threads has the profile's medians: they are
+// of more rounds.
+MachineProbe ProbeWhole(const ProbeOptions& options, const std::function<void(double)>& progress, ExecContext& ctx);
 
 }  // namespace moe

@@ -4,12 +4,15 @@
 #include <string>
 #include <string_view>
 
+#include "moe/costs/machine_json.h"
+
 namespace moe {
 namespace {
 
 constexpr CeilingName kNames[] = {
     {Ceiling::kRead, "read", "B", "read_bytes_per_s", "read"},
     {Ceiling::kReadChunks, "read, 4 MiB chunks", "B", "chunk_read_bytes_per_s", "chunk_read"},
+    {Ceiling::kWeights, "weights of one row", "B", "weights_bytes_per_s", "weights"},
     {Ceiling::kReadModifyWrite, "read-modify-write", "B", "rmw_bytes_per_s", "rmw"},
     {Ceiling::kOptimizerStream, "optimizer's streams", "B", "optimizer_bytes_per_s", "optimizer"},
     {Ceiling::kPeakF32, "f32", "FLOP", "f32", "peak"},
@@ -38,6 +41,7 @@ std::span<const CeilingName> CeilingNames() {
 nlohmann::json JsonOf(const MachineProbe& probe) {
   nlohmann::json j = JsonOf(probe.all());
   j["cpu"] = probe.cpu, j["isa"] = probe.isa, j["rounds"] = probe.rounds, j["interrupted"] = probe.interrupted;
+  if (probe.profile) j.update(JsonOf(*probe.profile)), j["profile_rounds"] = probe.profile_rounds;
   j["by_threads"] = nlohmann::json::array();
   for (const CeilingsOf& c : probe.by_threads) j["by_threads"].push_back(JsonOf(c));
   return j;

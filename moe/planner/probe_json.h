@@ -15,7 +15,7 @@ struct CeilingName {
 };
 std::span<const CeilingName> CeilingNames();  // all but the barrier
 
-// The machine-readable result of `moe probe`, and "ceilings" of `moe bench`.
+// The machine-readable result of `moe probe`, and "ceilings" of `moe bench`. With a profile: what MachineFromJson reads.
 nlohmann::json JsonOf(const MachineProbe& probe);
 
 }  // namespace moe

@@ -1,7 +1,8 @@
 #pragma once
-// Measures one decode step at every batch size: a model beside the dense twins it would be compared with, interleaved, with a
-// bandwidth probe beside every round, so that drift of the machine hits all alike and is seen.
+// Measures one step at every batch size: a model beside the dense twins it would be compared with, interleaved, with probes of
+// bandwidth and pace beside every round, so that drift of the machine hits all alike and is seen.
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -10,13 +11,24 @@
 
 #include "moe/model/model.h"
 #include "moe/planner/step_cost.h"
+#include "moe/planner/step_ops.h"
 
 namespace moe {
 
+// Who says which experts tokens go to.
+struct SweepRouting {
+  enum Kind : uint8_t { kModel, kUniform, kZipf } kind = kModel;
+  double s = 1;  // of kZipf: chances are proportional to rank^-s
+
+  ExpertChances Chances(int64_t experts, int64_t top_k) const;  // not of kModel
+};
+
 struct SweepOptions {
-  std::vector<int64_t> batches = {1, 2, 4, 8, 16, 32, 64, 128, 256};  // ascending
-  int64_t context = 64;                                               // past positions of every sequence
-  DType format = DType::kBf16;                                        // of the weights
+  Phase phase = Phase::kDecode;
+  std::vector<int64_t> batches = {1, 2, 4, 8, 16, 32, 64, 128, 256};  // ascending; see Phase
+  int64_t context = 64;                                               // see Phase
+  SweepRouting routing;
+  DType format = DType::kBf16;  // of the weights
   std::vector<TwinKind> against = {TwinKind::kEqualActive, TwinKind::kEqualTotal};
   double seconds = 20;        // to spend on measuring; a slow cell takes its three rounds even so
   int64_t memory_bytes = -1;  // what the sweep may take; -1: what the machine has left
@@ -43,12 +55,15 @@ std::vector<SweepSubject> SweepSubjects(const ModelConfig& config, SweepWeights 
 
 // What one subject did at one batch size.
 struct SweepCell {
-  double s_per_step = 0;                 // median over the rounds used
-  double s_min = 0, s_max = 0;           // over all rounds
-  int64_t steps = 0;                     // measured, all rounds together
-  std::vector<double> distinct_experts;  // [L] touched, mean over steps; 0 for dense layers
-  std::vector<int64_t> experts_used;     // [L] touched in any step
-  StepCost cost;                         // with those experts
+  double s_per_step = 0;                       // median over the rounds used
+  double s_min = 0, s_max = 0;                 // over all rounds
+  double repeat_error = 0;                     // one half of the rounds over the other, minus 1, without its sign
+  int64_t steps = 0;                           // measured, all rounds together
+  std::array<double, kNumStepParts> part_s{};  // of the median step; waits of even more than one part are in them
+  double wait_s = 0;                           // of it: threads waiting for others that had more to do
+  std::vector<double> distinct_experts;        // [L] touched, mean over steps; 0 for dense layers
+  std::vector<int64_t> experts_used;           // [L] touched in any step
+  Cost cost;                                   // with those experts; see DecodeCost, and StepOp in other phases
 
   double mean_distinct_experts(const ModelConfig& config) const;  // over its MoE layers; 0 without any
 };
@@ -58,12 +73,16 @@ struct SweepRow {
   std::vector<SweepCell> cells;  // as the subjects
   double read_bytes_per_s = 0;   // of the probe, over the rounds used
   double read_min = 0, read_max = 0;
+  double weights_bytes_per_s = 0;  // of the probe of weights, as that: what predictions are scaled by
+  double pace_flop_per_s = 0;      // of float32 multiply-adds beside it: the pace of the cores
   int64_t rounds = 0, rounds_used = 0;
 };
 
 struct SweepReport {
+  Phase phase = Phase::kDecode;
   DType format = DType::kBf16;
   int64_t context = 0;
+  SweepRouting routing;
   std::string cpu, isa;
   int threads = 0;
   int64_t cache_bytes = 0;  // last level
@@ -72,6 +91,7 @@ struct SweepReport {
   bool interrupted = false;
   std::vector<SweepSubject> subjects;
   std::vector<SweepRow> rows;
+  std::vector<ExpertChances> chances;  // [L] of the model's experts: given, or how often they were chosen; empty: all dense
 
   const SweepSubject* Find(SweepRole role) const;
   // Time of the twin / time of the model; empty when the twin was not measured.

@@ -1,19 +1,22 @@
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "moe/planner/regimes.h"
 #include "moe/planner/sweep_report.h"
 
 namespace moe {
 namespace {
 
-struct Curve {
+struct Ratios {
   std::vector<int64_t> batches;
   std::vector<double> ratio;
 };
 
-Curve SpeedupCurve(const SweepReport& report, SweepRole twin) {
-  Curve curve;
+Ratios SpeedupCurve(const SweepReport& report, SweepRole twin) {
+  Ratios curve;
   for (const SweepRow& row : report.rows) {
     const auto speedup = report.Speedup(row, twin);
     if (!speedup) return {};
@@ -38,8 +41,20 @@ nlohmann::json SubjectJson(const SweepSubject& subject) {
   return out;
 }
 
+// Seconds of each part without the waits in them, which stand by themselves.
+nlohmann::json PartsJson(const SweepCell& cell) {
+  double all = 0;
+  for (const double s : cell.part_s) all += s;
+  const double working = all > 0 ? std::max(0.0, 1 - cell.wait_s / all) : 1;
+  nlohmann::json out = nlohmann::json::object();
+  for (int p = 0; p < kNumStepParts; ++p)
+    out[std::string(Name(static_cast<StepPart>(p)))] = cell.part_s[static_cast<size_t>(p)] * working;
+  out["imbalance_wait"] = cell.wait_s;
+  return out;
+}
+
 nlohmann::json CellJson(const SweepRow& row, const SweepSubject& subject, const SweepCell& cell) {
-  const Cost cost = cell.cost.total();
+  const Cost cost = cell.cost;
   nlohmann::json out = {{"s_per_step", cell.s_per_step},
                         {"s_per_step_min", cell.s_min},
                         {"s_per_step_max", cell.s_max},
@@ -49,7 +64,9 @@ nlohmann::json CellJson(const SweepRow& row, const SweepSubject& subject, const 
                         {"flop", cost.flop},
                         {"bytes_per_s", cost.bytes / cell.s_per_step},
                         {"flop_per_s", cost.flop / cell.s_per_step},
-                        {"fraction", cost.bytes / cell.s_per_step / row.read_bytes_per_s}};
+                        {"fraction", cost.bytes / cell.s_per_step / row.read_bytes_per_s},
+                        {"repeat_error", cell.repeat_error},
+                        {"s_by_part", PartsJson(cell)}};
   if (subject.config.has_experts()) {
     out["distinct_experts"] = cell.mean_distinct_experts(subject.config);
     out["experts_used"] = cell.experts_used;
@@ -87,20 +104,13 @@ std::vector<double> Crossings(std::span<const int64_t> batches, std::span<const 
 }
 
 std::vector<double> CrossoverTotal(const SweepReport& report) {
-  const Curve curve = SpeedupCurve(report, SweepRole::kDenseTotal);
-  return Crossings(curve.batches, curve.ratio, 1.25);
+  const Ratios curve = SpeedupCurve(report, SweepRole::kDenseTotal);
+  return Crossings(curve.batches, curve.ratio, kGain);
 }
 
 std::vector<double> CrossoverActive(const SweepReport& report) {
-  const Curve curve = SpeedupCurve(report, SweepRole::kDenseActive);
-  const auto least = std::min_element(curve.ratio.begin(), curve.ratio.end());
-  const size_t at = static_cast<size_t>(least - curve.ratio.begin());
-  if (at == 0 || at + 1 >= curve.ratio.size()) return {};
-  std::vector<double> out = {static_cast<double>(curve.batches[at])};
-  if (*least >= 0.8) return out;
-  const auto rises = Crossings(std::span(curve.batches).subspan(at), std::span(curve.ratio).subspan(at), 0.8);
-  if (!rises.empty()) out.push_back(rises.front());
-  return out;
+  const Ratios curve = SpeedupCurve(report, SweepRole::kDenseActive);
+  return ActiveCrossings(curve.batches, curve.ratio);
 }
 
 nlohmann::json SweepJson(const SweepReport& report, const std::string& name) {
@@ -111,7 +121,10 @@ nlohmann::json SweepJson(const SweepReport& report, const std::string& name) {
   out["machine"] = {{"cpu", report.cpu}, {"isa", report.isa}, {"threads", report.threads}, {"cache_bytes", report.cache_bytes}};
   if (!probes.empty()) out["machine"]["read_bytes_per_s"] = probes[probes.size() / 2];
   out["model"] = name;
-  out["phase"] = "decode";
+  out["phase"] = Name(report.phase);
+  out["routing"] = report.routing.kind == SweepRouting::kModel     ? "model"
+                   : report.routing.kind == SweepRouting::kUniform ? "uniform"
+                                                                   : fmt::format("zipf:{}", report.routing.s);
   out["dtype"] = Name(report.format);
   out["context"] = report.context;
   out["seconds"] = report.seconds;
@@ -123,6 +136,8 @@ nlohmann::json SweepJson(const SweepReport& report, const std::string& name) {
   for (const SweepRow& row : report.rows) {
     nlohmann::json cells = {{"batch", row.batch},
                             {"read_bytes_per_s", row.read_bytes_per_s},
+                            {"weights_bytes_per_s", row.weights_bytes_per_s},
+                            {"pace_flop_per_s", row.pace_flop_per_s},
                             {"read_bytes_per_s_min", row.read_min},
                             {"read_bytes_per_s_max", row.read_max},
                             {"rounds", row.rounds},

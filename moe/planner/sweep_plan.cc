@@ -10,8 +10,12 @@
 namespace moe {
 namespace {
 
+int64_t PositionsOf(const SweepOptions& options) {
+  return options.context + (options.phase == Phase::kDecode ? 1 : 0);
+}
+
 ModelConfig RandomConfig(ModelConfig config, const SweepOptions& options) {
-  config.context = options.context + 1;  // no rotations for positions that nobody visits
+  config.context = PositionsOf(options);  // no rotations for positions that nobody visits
   return config;
 }
 
@@ -38,7 +42,7 @@ double RoughBytes(const ModelConfig& c, const SweepOptions& options) {
     }
     values += 3 * D * width + 2 * (heads + kv_heads) * P * D + 2 * B * positions * kv_heads * P;
   }
-  return 4 * values;
+  return (options.phase == Phase::kTrain ? 24 : 4) * values;
 }
 
 // What to do about a sweep that does not fit: the longest --layers, or the largest batch, that does.
@@ -61,8 +65,12 @@ std::string WhatFits(const ModelConfig& config, SweepWeights weights, SweepOptio
 
 }  // namespace
 
+ExpertChances SweepRouting::Chances(int64_t experts, int64_t top_k) const {
+  return kind == kZipf ? ZipfChances(experts, top_k, s) : UniformChances(experts, top_k);
+}
+
 std::vector<SweepSubject> SweepSubjects(const ModelConfig& config, SweepWeights weights, const SweepOptions& options) {
-  const bool random = weights == SweepWeights::kRandom;
+  const bool random = weights == SweepWeights::kRandom || options.phase == Phase::kTrain;
   const auto subject = [](SweepRole role, ModelConfig shape, bool random_weights) {
     SweepSubject out{.role = role, .config = std::move(shape), .random_weights = random_weights};
     out.parameters = CountParameters(out.config);
@@ -82,7 +90,14 @@ SweepMemory CountSweepMemory(const ModelConfig& config, SweepWeights weights, co
   const int64_t batch = options.batches.back();
   int64_t arena = 0;
   for (const SweepSubject& subject : SweepSubjects(config, weights, options)) {
-    const MemoryNeed need = InferenceMemory(subject.config, options.format, batch, batch, options.context + 1);
+    if (options.phase == Phase::kTrain) {
+      const MemoryNeed need = TrainingMemory(subject.config, options.format, batch);
+      memory.weights += need.masters + need.packs + need.gradients + need.moments;
+      memory.activations = std::max(memory.activations, need.activations);
+      continue;
+    }
+    const Step largest{options.phase, batch, options.context};
+    const MemoryNeed need = InferenceMemory(subject.config, options.format, batch, largest.sequences(), PositionsOf(options));
     if (subject.random_weights) {
       arena = std::max(arena, need.packs);
     } else {
@@ -102,9 +117,12 @@ Status CheckSweep(const ModelConfig& config, SweepWeights weights, const SweepOp
     if (options.batches[i] < 1) return UsageErr("--batches", "got {}, expected 1 or more", options.batches[i]);
     MOE_CHECK(i == 0 || options.batches[i - 1] < options.batches[i], "batches are not ascending");
   }
-  if (options.context < 0 || options.context >= config.context) {
+  if (options.phase == Phase::kDecode && (options.context < 0 || options.context >= config.context)) {
     return UsageErr("--context", "got {}, expected 0 to {}: the model's context is {} and a step adds one position",
                     options.context, config.context - 1, config.context);
+  }
+  if (options.phase != Phase::kDecode && (options.context < 1 || options.context > config.context)) {
+    return UsageErr("--context", "got {}, expected 1 to {}, the model's context", options.context, config.context);
   }
   int64_t limit = options.memory_bytes >= 0 ? options.memory_bytes : AvailableMemoryBytes();
   constexpr double kMost = 1e16;

@@ -12,6 +12,8 @@ namespace moe {
 
 // The name of a subject in JSON: "moe" ("dense" without experts), "dense_active", "dense_total".
 std::string SweepKey(const SweepSubject& subject);
+// And in text: "MoE" ("dense" without experts), "equal active", "equal total".
+std::string SweepLabel(const SweepSubject& subject);
 
 // Batches, interpolated in log B, where `ratio` passes `level`, ascending. batches ascending, as long as ratio.
 std::vector<double> Crossings(std::span<const int64_t> batches, std::span<const double> ratio, double level);

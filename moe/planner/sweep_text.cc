@@ -12,18 +12,6 @@ namespace {
 constexpr double kAsFast = 0.1;  // ratios within this of 1 are called equal
 constexpr double kQuiet = 0.02;  // waiting for cores that a machine of our own makes us do
 
-std::string Label(const SweepSubject& subject) {
-  switch (subject.role) {
-    case SweepRole::kModel:
-      return subject.config.has_experts() ? "MoE" : "dense";
-    case SweepRole::kDenseActive:
-      return "equal active";
-    case SweepRole::kDenseTotal:
-      return "equal total";
-  }
-  return "";
-}
-
 // "8 experts of width 256, top-2" of the first MoE layer.
 std::string Experts(const ModelConfig& config) {
   for (const LayerSpec& layer : config.layers) {
@@ -61,9 +49,25 @@ ReadRange Reads(const SweepReport& report) {
   return range;
 }
 
+// What was measured.
+std::string StepText(const SweepReport& report) {
+  std::string text;
+  switch (report.phase) {
+    case Phase::kDecode:
+      text = fmt::format("One decode step: B sequences, {} past positions each, one new token per sequence", report.context);
+      break;
+    case Phase::kPrefill:
+      text = fmt::format("One prefill: B tokens, of prompts of at most {}", report.context);
+      break;
+    case Phase::kTrain:
+      text = fmt::format("One training step: B tokens in sequences of at most {}, forward, backward, AdamW", report.context);
+      break;
+  }
+  return text;
+}
+
 std::string Header(const SweepReport& report, const std::string& name) {
-  std::string text =
-      fmt::format("One decode step: B sequences, {} past positions each, one new token per sequence\n\n", report.context);
+  std::string text = StepText(report) + "\n\n";
   text += fmt::format("{:<13} {}, {} {}, {}", "machine", report.cpu, report.threads, report.threads == 1 ? "thread" : "threads",
                       report.isa);
   if (!report.rows.empty()) {
@@ -71,10 +75,14 @@ std::string Header(const SweepReport& report, const std::string& name) {
     text += fmt::format(", read probe {} to {} GB/s", Gb(reads.min), Gb(reads.max));
   }
   text += "\n";
+  if (report.routing.kind == SweepRouting::kUniform) text += "routing       tokens forced to experts, all alike\n";
+  if (report.routing.kind == SweepRouting::kZipf) {
+    text += fmt::format("routing       tokens forced to experts, Zipf({})\n", report.routing.s);
+  }
   for (const SweepSubject& subject : report.subjects) {
     const bool model = subject.role == SweepRole::kModel;
     text += fmt::format(
-        "{:<13} {}{} parameters, {} active; {} {}, {}; {} of {} weights{}\n", Label(subject), model ? name + ": " : "",
+        "{:<13} {}{} parameters, {} active; {} {}, {}; {} of {} weights{}\n", SweepLabel(subject), model ? name + ": " : "",
         FormatCount(static_cast<double>(subject.parameters.total)), FormatCount(static_cast<double>(subject.parameters.active)),
         subject.config.layers.size(), subject.config.layers.size() == 1 ? "layer" : "layers", Experts(subject.config),
         FormatBytes(static_cast<double>(subject.weight_bytes)), Name(report.format), subject.random_weights ? ", random" : "");
@@ -89,9 +97,9 @@ std::string SpeedTable(const SweepReport& report) {
               header = fmt::format("{:>5}  {:>9}", "batch", config.has_experts() ? "experts" : "");
   over += fmt::format("  {:<{}}", "tokens per second", 14 * report.subjects.size() - 2);
   if (twins) over += "  speed-up of the MoE over";
-  for (const SweepSubject& subject : report.subjects) header += fmt::format("  {:>12}", Label(subject));
+  for (const SweepSubject& subject : report.subjects) header += fmt::format("  {:>12}", SweepLabel(subject));
   for (const SweepSubject& subject : report.subjects) {
-    if (subject.role != SweepRole::kModel) header += fmt::format("  {:>12}", Label(subject));
+    if (subject.role != SweepRole::kModel) header += fmt::format("  {:>12}", SweepLabel(subject));
   }
   std::string text = over + "\n" + header + "\n";
   for (const SweepRow& row : report.rows) {
@@ -124,13 +132,34 @@ std::string WorkTable(const SweepReport& report) {
   for (const SweepRow& row : report.rows) {
     for (size_t i = 0; i < row.cells.size(); ++i) {
       const SweepCell& cell = row.cells[i];
-      const Cost cost = cell.cost.total();
+      const Cost cost = cell.cost;
       const double bytes_per_s = cost.bytes / cell.s_per_step;
-      text += fmt::format("{:>5}  {:<12}  {:>9}  {:>18}  {:>9}  {:>8}  {:>6}  {:>6.0f} %  {:>8.1f}\n",
-                          i == 0 ? std::to_string(row.batch) : "", Label(report.subjects[i]), FormatSeconds(cell.s_per_step),
-                          Range(cell.s_min, cell.s_max), FormatBytes(cost.bytes), Gflop(cost.flop), Gb(bytes_per_s),
-                          100 * bytes_per_s / row.read_bytes_per_s, cost.flop / cell.s_per_step / 1e9);
+      text +=
+          fmt::format("{:>5}  {:<12}  {:>9}  {:>18}  {:>9}  {:>8}  {:>6}  {:>6.0f} %  {:>8.1f}\n",
+                      i == 0 ? std::to_string(row.batch) : "", SweepLabel(report.subjects[i]), FormatSeconds(cell.s_per_step),
+                      Range(cell.s_min, cell.s_max), FormatBytes(cost.bytes), Gflop(cost.flop), Gb(bytes_per_s),
+                      100 * bytes_per_s / row.read_bytes_per_s, cost.flop / cell.s_per_step / 1e9);
     }
+  }
+  return text;
+}
+
+// Of the model itself; waits are in the parts.
+std::string PartsTable(const SweepReport& report) {
+  std::string text = fmt::format("\n{:>5}  where the step's time goes\n{:>5}", "", "batch");
+  for (int p = 0; p < kNumStepParts; ++p) {
+    if (static_cast<StepPart>(p) == StepPart::kOptimizer && report.phase != Phase::kTrain) continue;
+    text += fmt::format("  {:>9}", Name(static_cast<StepPart>(p)));
+  }
+  text += fmt::format("  {:>9}\n", "waiting");
+  for (const SweepRow& row : report.rows) {
+    const SweepCell& cell = row.cells.front();
+    text += fmt::format("{:>5}", row.batch);
+    for (int p = 0; p < kNumStepParts; ++p) {
+      if (static_cast<StepPart>(p) == StepPart::kOptimizer && report.phase != Phase::kTrain) continue;
+      text += fmt::format("  {:>7.1f} %", 100 * cell.part_s[static_cast<size_t>(p)] / cell.s_per_step);
+    }
+    text += fmt::format("  {:>7.1f} %\n", 100 * cell.wait_s / cell.s_per_step);
   }
   return text;
 }
@@ -188,7 +217,7 @@ std::string Notes(const SweepReport& report) {
   }
   std::vector<std::string> cached;
   for (const SweepSubject& subject : report.subjects) {
-    if (subject.weight_bytes < report.cache_bytes) cached.push_back(Label(subject));
+    if (subject.weight_bytes < report.cache_bytes) cached.push_back(SweepLabel(subject));
   }
   if (!cached.empty()) {
     text += fmt::format(
@@ -199,9 +228,9 @@ std::string Notes(const SweepReport& report) {
   std::vector<std::string> partly;
   for (size_t i = 0; i < report.subjects.size(); ++i) {
     const bool faster = std::any_of(report.rows.begin(), report.rows.end(), [&](const SweepRow& row) {
-      return row.cells[i].cost.total().bytes > 1.05 * row.cells[i].s_per_step * row.read_bytes_per_s;
+      return row.cells[i].cost.bytes > 1.05 * row.cells[i].s_per_step * row.read_bytes_per_s;
     });
-    if (faster && report.subjects[i].weight_bytes >= report.cache_bytes) partly.push_back(Label(report.subjects[i]));
+    if (faster && report.subjects[i].weight_bytes >= report.cache_bytes) partly.push_back(SweepLabel(report.subjects[i]));
   }
   if (!partly.empty()) {
     text += fmt::format(
@@ -215,10 +244,22 @@ std::string Notes(const SweepReport& report) {
 
 }  // namespace
 
+std::string SweepLabel(const SweepSubject& subject) {
+  switch (subject.role) {
+    case SweepRole::kModel:
+      return subject.config.has_experts() ? "MoE" : "dense";
+    case SweepRole::kDenseActive:
+      return "equal active";
+    case SweepRole::kDenseTotal:
+      return "equal total";
+  }
+  return "";
+}
+
 std::string SweepText(const SweepReport& report, const std::string& name) {
   std::string text = Wrapped(Header(report, name), 14);
   if (report.rows.empty()) return text + "\nStopped before the first batch was measured.\n";
-  text += SpeedTable(report) + WorkTable(report) + "\n";
+  text += SpeedTable(report) + WorkTable(report) + PartsTable(report) + "\n";
   const auto rounds = std::minmax_element(report.rows.begin(), report.rows.end(),
                                           [](const SweepRow& a, const SweepRow& b) { return a.rounds < b.rounds; });
   const int64_t least = rounds.first->rounds, most = rounds.second->rounds;

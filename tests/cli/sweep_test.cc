@@ -125,7 +125,7 @@ TEST(Sweep, BadInputIsOneLine) {
   fails({"--context=-1"}, "--context", "got -1, expected 0 to 127");
   fails({"--dtype", "int3"}, "--dtype", "got 'int3', expected f32 or bf16");
   fails({"--against", "dense-active,mixtral"}, "--against", "got 'mixtral', expected dense-active, dense-total");
-  fails({"--phase", "prefill"}, "--phase", "got 'prefill', expected decode");
+  fails({"--phase", "chat"}, "--phase", "got 'chat', expected decode");
   fails({"--layers", "0"}, "--layers", "got 0, expected 1 to 3");
   fails({"--layers", "4"}, "--layers", "got 4, expected 1 to 3");
   fails({"--memory", "lots"}, "--memory", "got 'lots', expected bytes");

@@ -282,6 +282,47 @@ TEST(Generate, CountsTokensAndTime) {
   EXPECT_GT(times.decode_s, 0);
 }
 
+// Slots of the cache change hands: prompts of all lengths, texts that end early, one that is asked for nothing.
+TEST(Generate, IsTheSameHoweverManyRunAtOnce) {
+  Tiny tiny(2);
+  Rng rng(8);
+  std::vector<GenerateRequest> requests;
+  for (uint64_t i = 0; i < 11; ++i) {
+    requests.push_back({.prompt = RandomInts(static_cast<int64_t>(i * 5 % 14), 256, rng),
+                        .max_tokens = static_cast<int64_t>(i * 7 % 10),
+                        .sampler = Wild(i)});
+  }
+  std::vector<Generation> want;
+  for (const GenerateRequest& request : requests) want.push_back(tiny.RunOne(request));
+  for (const int64_t at_once : {1, 2, 3, 8, 0, 100}) {
+    SCOPED_TRACE(at_once);
+    std::vector<size_t> ended;
+    int64_t under_way = 0;
+    std::vector<bool> seen(requests.size());
+    GenerateOptions options;
+    options.at_once = at_once;
+    options.on_text = [&](size_t s, std::string_view) {
+      if (!seen[s]) seen[s] = true, ++under_way;
+      EXPECT_LE(under_way, at_once == 0 ? 11 : at_once);
+      return true;
+    };
+    options.on_end = [&](size_t s, const Generation& generation) {
+      EXPECT_EQ(generation.tokens, want[s].tokens);
+      if (seen[s]) --under_way;
+      ended.push_back(s);
+    };
+    const auto got = tiny.Run(requests, options);
+    for (size_t s = 0; s < requests.size(); ++s) {
+      EXPECT_EQ(got[s].tokens, want[s].tokens) << s;
+      EXPECT_EQ(got[s].text, want[s].text) << s;
+      EXPECT_EQ(got[s].reason, want[s].reason) << s;
+    }
+    std::sort(ended.begin(), ended.end());
+    ASSERT_EQ(ended.size(), requests.size());
+    for (size_t s = 0; s < ended.size(); ++s) EXPECT_EQ(ended[s], s);
+  }
+}
+
 TEST(Generate, NothingToDo) {
   Tiny tiny;
   EXPECT_TRUE(tiny.Run({}).empty());

@@ -87,7 +87,7 @@ TEST(HtmlPage, TheSvgHasTheSamePoints) {
   const std::string svg = LineChartSvg(TwoLines());
   // x from 0 to 30 on pixels 64 to 682, y from 1 to 4 on 336 to 8, both ending on ticks
   EXPECT_NE(svg.find("d=\"M64.0 8.0L270.0 226.7L682.0 336.0\""), std::string::npos) << svg;
-  EXPECT_EQ(Count(svg, "<circle"), 1u);
+  EXPECT_EQ(Count(svg, "<circle cx"), 1u);
   EXPECT_NE(svg.find(">&lt;/script&gt;</text>"), std::string::npos);
   for (const ChartOfLines& empty : {ChartOfLines{}, ChartOfLines{.log_x = true, .log_y = true, .series = {{.name = "none"}}}}) {
     const std::string drawn = LineChartSvg(empty);

@@ -2,8 +2,13 @@
 
 #include <gtest/gtest.h>
 
-#include <cmath>
+#include <algorithm>
+#include <nlohmann/json.hpp>
 #include <vector>
+
+#include "moe/costs/machine_json.h"
+#include "moe/planner/probe_json.h"
+#include "moe/planner/probe_text.h"
 
 namespace moe {
 namespace {
@@ -35,6 +40,51 @@ TEST(ProbeMachine, HasEveryFigureForEveryThreadCountOnEveryTable) {
       }
     }
   }
+}
+
+TEST(ProbeWhole, MeasuresAProfileThatCanBeReadAgain) {
+  ThreadPool pool(2);
+  Arena arena;
+  ExecContext ctx{pool, arena, *SupportedKernelTables().front()};
+  std::vector<double> shares;
+  const MachineProbe probe = ProbeWhole(
+      {.seconds = 0, .buffer_bytes = int64_t{16} << 20}, [&](double share) { shares.push_back(share); }, ctx);
+  ASSERT_TRUE(probe.profile);
+  EXPECT_FALSE(probe.interrupted);
+  EXPECT_EQ(probe.profile_rounds, 1);
+  EXPECT_EQ(probe.by_threads.size(), 2u);
+  EXPECT_TRUE(std::is_sorted(shares.begin(), shares.end()));
+  EXPECT_EQ(shares.back(), 1);
+  const nlohmann::json json = JsonOf(probe);
+  EXPECT_EQ(json["by_threads"][1]["read_bytes_per_s"], probe.profile->read_bytes_per_s);
+  EXPECT_LE(json["by_threads"][1]["read_bytes_per_s_min"], probe.profile->read_bytes_per_s);
+  const auto again = MachineFromJson(nlohmann::json::parse(json.dump()), "probe");
+  ASSERT_TRUE(again) << again.error().Message();
+  EXPECT_EQ(JsonOf(*again), JsonOf(*probe.profile));
+  // Every kind of product of every format, forward and backward, by rows.
+  EXPECT_EQ(again->products.size(), 2u * kNumProductKinds);
+  for (const ProductCost& cost : again->products) EXPECT_GT(cost.step_s.points.size(), 4u);
+  const std::string text = TextOf(probe);
+  for (const char* part : {"read-modify-write", "16 MiB", "weight_grad", "bf16 backward", "AdamW", "Medians of 1 round."}) {
+    EXPECT_NE(text.find(part), std::string::npos) << part << " in\n" << text;
+  }
+}
+
+TEST(RoundsThatFit, AreWholeAndNotTooMany) {
+  EXPECT_EQ(RoundsThatFit(-1, 1), 0);
+  EXPECT_EQ(RoundsThatFit(2, 1), 0);  // a little is kept back
+  EXPECT_EQ(RoundsThatFit(2.2, 1), 2);
+  EXPECT_EQ(RoundsThatFit(13, 1.4), 8);
+  EXPECT_EQ(RoundsThatFit(1e9, 1e-3), 25);
+  EXPECT_EQ(RoundsThatFit(1, 0), 25);
+}
+
+TEST(TextOfBuiltInMachines, NamesEachWithItsSource) {
+  const std::string text = TextOfBuiltInMachines();
+  for (const std::string_view name : MachineNames()) {
+    EXPECT_NE(text.find(fmt::format("{}: {}\n", name, BuiltInMachine(std::string(name))->cpu)), std::string::npos) << text;
+  }
+  EXPECT_NE(text.find("data sheet"), std::string::npos);
 }
 
 TEST(Summarize, TakesTheMedianOfOddAndEvenCounts) {

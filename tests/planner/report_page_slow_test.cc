@@ -2,6 +2,7 @@
 
 #include "testing/browser.h"
 #include "tests/planner/compare_fixture.h"
+#include "tests/planner/report_fixture.h"
 
 namespace moe::test {
 namespace {
@@ -35,6 +36,52 @@ TEST(ReportPage, TooltipsNameThePoint) {
   if (!shown) GTEST_SKIP() << "no chromium here";
   EXPECT_EQ(shown->console, "");
   EXPECT_NE(shown->dom.find("data-tooltip=\"1 line of mine: 2\""), std::string::npos) << shown->dom.substr(0, 300);
+}
+
+TEST(ReportPage, OfAVerifiedSweepIsDrawnWithLabelsAndTooltips) {
+  const TempDir dir;
+  const Plan plan = PlanOfTiny();
+  const SweepReport sweep = SweepOfPlan(plan, 1.05);
+  const Verification v = Verify(sweep, plan.machine);
+  WriteFile(dir / "page.html", ReportHtml(ReportOf(sweep, "tiny", &v, &plan.machine)));
+  const auto shown = ShowPage(dir / "page.html", std::string(kCountInk) + R"(
+    const canvases = [...document.querySelectorAll('canvas')], tips = [];
+    for (const canvas of canvases) {
+      const chart = Chart.getChart(canvas), point = chart.getDatasetMeta(0).data[2], box = canvas.getBoundingClientRect();
+      const at = {clientX: box.left + point.x, clientY: box.top + point.y + (chart.config.type == 'bar' ? 3 : 0), bubbles: true};
+      canvas.dispatchEvent(new MouseEvent('mousemove', at));
+    }
+    requestAnimationFrame(() => {
+      for (const canvas of canvases) {
+        const {tooltip} = Chart.getChart(canvas);
+        tips.push(tooltip.opacity + ' ' + tooltip.title.join() + ' ' + tooltip.body.map(b => b.lines.join()).join());
+      }
+      document.documentElement.dataset.tips = tips.join('; ');
+    });)");
+  if (!shown) GTEST_SKIP() << "no chromium here";
+  EXPECT_EQ(shown->console, "");
+  const std::string start = shown->dom.substr(0, 800);
+  EXPECT_NE(shown->dom.find("data-charts=\"5\""), std::string::npos) << start;
+  EXPECT_NE(shown->dom.find("data-inked=\"5\""), std::string::npos) << start;
+  for (const char* part : {"1 batch 4 equal total, predicted: ", "1 batch 4 MoE, ", "; 1 4 ", "1 batch 4 experts, "}) {
+    EXPECT_NE(shown->dom.find(part), std::string::npos) << part << "\n" << start;
+  }
+}
+
+// As where scripts are off: those of the page do nothing.
+TEST(ReportPage, WithoutScriptsTheSvgIsSeen) {
+  const TempDir dir;
+  std::string html = ReportHtml(ReportOf(PlanOfTiny()));
+  for (size_t at = html.find("<script>"); at != std::string::npos; at = html.find("<script>", at)) {
+    html.replace(at, 8, "<script type=\"text/plain\">");
+  }
+  WriteFile(dir / "page.html", html);
+  const auto shown = ShowPage(dir / "page.html", R"(
+    const seen = what => [...document.querySelectorAll(what)].filter(x => x.getBoundingClientRect().height > 100).length;
+    document.documentElement.dataset.seen = seen('svg') + ' ' + seen('canvas') + ' ' + seen('table');)");
+  if (!shown) GTEST_SKIP() << "no chromium here";
+  EXPECT_EQ(shown->console, "");
+  EXPECT_NE(shown->dom.find("data-seen=\"4 0 "), std::string::npos) << shown->dom.substr(0, 300);
 }
 
 TEST(ReportPage, ErrorsWouldBeSeen) {

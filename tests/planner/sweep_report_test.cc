@@ -20,7 +20,8 @@ SweepReport Report(const std::vector<int64_t>& batches, const std::vector<double
         .batch = batches[r], .read_bytes_per_s = 4e10, .read_min = 3e10, .read_max = 5e10, .rounds = 7, .rounds_used = 6};
     for (const double s : {1.0, active[r], total[r]}) {
       SweepCell cell{.s_per_step = s, .s_min = 0.9 * s, .s_max = 1.2 * s, .steps = 7, .distinct_experts = {3, 2}};
-      cell.cost = DecodeCost(report.subjects[row.cells.size()].config, report.format, {row.batch, 64}, cell.distinct_experts);
+      cell.cost =
+          DecodeCost(report.subjects[row.cells.size()].config, report.format, {row.batch, 64}, cell.distinct_experts).total();
       row.cells.push_back(cell);
     }
     report.rows.push_back(row);
@@ -79,7 +80,7 @@ TEST(SweepJson, HasTheStableFields) {
   EXPECT_FALSE(row["dense_total"].contains("distinct_experts"));
   for (size_t i = 0; i < 3; ++i) {
     const auto& cell = row[std::vector{"moe", "dense_active", "dense_total"}[i]];
-    const Cost cost = report.rows[1].cells[i].cost.total();
+    const Cost cost = report.rows[1].cells[i].cost;
     EXPECT_EQ(cell["bytes"], cost.bytes);
     EXPECT_EQ(cell["flop"], cost.flop);
     EXPECT_DOUBLE_EQ(cell["fraction"].get<double>(), cost.bytes / cell["s_per_step"].get<double>() / 4e10);

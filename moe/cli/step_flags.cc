@@ -1,0 +1,74 @@
+#include "moe/cli/step_flags.h"
+
+#include <algorithm>
+#include <charconv>
+
+#include "moe/base/interrupt.h"
+#include "moe/base/progress.h"
+#include "moe/planner/machine_cache.h"
+
+namespace moe {
+
+std::vector<std::string> SplitList(const std::string& text) {
+  std::vector<std::string> parts(1);
+  for (const char c : text) {
+    if (c == ',') {
+      parts.emplace_back();
+    } else if (c != ' ') {
+      parts.back() += c;
+    }
+  }
+  return parts;
+}
+
+Result<std::vector<int64_t>> ParseBatches(const std::string& text) {
+  constexpr int64_t kMaxBatch = 65536;
+  std::vector<int64_t> batches;
+  for (const std::string& part : SplitList(text)) {
+    int64_t batch = 0;
+    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), batch);
+    if (error != std::errc() || end != part.data() + part.size() || batch < 1 || batch > kMaxBatch) {
+      return UsageErr("--batches", "got '{}', expected numbers from 1 to {} with commas between them", part, kMaxBatch);
+    }
+    batches.push_back(batch);
+  }
+  std::sort(batches.begin(), batches.end());
+  batches.erase(std::unique(batches.begin(), batches.end()), batches.end());
+  return batches;
+}
+
+Result<Phase> ParsePhase(const std::string& text) {
+  for (const Phase phase : {Phase::kDecode, Phase::kPrefill, Phase::kTrain}) {
+    if (text == Name(phase)) return phase;
+  }
+  return UsageErr("--phase", "got '{}', expected decode, prefill or train", text);
+}
+
+Result<SweepRouting> ParseRouting(const std::string& text, bool model) {
+  if (model && text == "model") return SweepRouting{};
+  if (text == "uniform") return SweepRouting{SweepRouting::kUniform};
+  constexpr std::string_view kZipf = "zipf:";
+  constexpr double kMost = 10;
+  SweepRouting out{SweepRouting::kZipf};
+  const char* end = text.data() + text.size();
+  if (text.starts_with(kZipf)) {
+    const auto [rest, error] = std::from_chars(text.data() + kZipf.size(), end, out.s);
+    if (error == std::errc() && rest == end && out.s >= 0 && out.s <= kMost) return out;
+  }
+  return UsageErr("--routing", "got '{}', expected {}zipf:S with S from 0 to 10", text,
+                  model ? "model, uniform, or " : "uniform or ");
+}
+
+Result<MachineProfile> LoadMachine(const std::string& machine, ExecContext& ctx) {
+  InstallInterruptHandler();
+  ProgressLine line;
+  const auto say = [&](const std::string& text) { line.Print(text); };
+  const auto progress = [&](double share) {
+    if (line.Due()) line.Update(fmt::format("{} measuring this machine", ProgressBar(share, 20)));
+  };
+  auto loaded = LoadOrProbe({.machine = machine, .cache = MachineCachePath(), .say = say, .progress = progress}, ctx);
+  line.Finish();
+  return loaded;
+}
+
+}  // namespace moe

@@ -1,0 +1,26 @@
+#pragma once
+// The profile of this machine: how fast our own ops are on it, measured one by one.
+
+#include <functional>
+
+#include "moe/costs/machine.h"
+#include "moe/ops/exec_context.h"
+#include "moe/planner/ceilings.h"
+
+namespace moe {
+
+struct CalibrateOptions {
+  int rounds = 3;             // over all points; the median counts
+  double sample_s = 1e-3;     // of one point in one round, at least
+  int64_t buffer_bytes = -1;  // what weights come from memory in; -1: CeilingProbe::DefaultBytes()
+};
+
+// All threads of ctx at work. `progress` (may be empty) gets the share done. Interrupted (Ctrl-C): an incomplete profile, which
+// is not to be used. Resets ctx.arena.
+struct Calibration {
+  MachineProfile machine;
+  bool interrupted = false;
+};
+Calibration Calibrate(const CalibrateOptions& options, const std::function<void(double)>& progress, ExecContext& ctx);
+
+}  // namespace moe

@@ -1,0 +1,58 @@
+#pragma once
+// The valley in words and numbers: what a curve of speed-ups over batch sizes says, and what closed forms say beforehand.
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "moe/costs/machine.h"
+#include "moe/model/config.h"
+
+namespace moe {
+
+inline constexpr double kGain = 1.25;  // a speed-up over the equal-total twin that is worth having
+
+enum class Regime : uint8_t {
+  kMemory,   // both wait for memory, and the MoE reads less
+  kMiddle,   // nearly every expert is read: the gain is below kGain
+  kCompute,  // arithmetic binds, and the MoE does less of it
+};
+std::string_view Name(Regime regime);  // "memory", "middle", "compute"
+
+// Of each batch, by its speed-up over the equal-total twin: above kGain left of the least it is memory, right of it compute. Of
+// equal least ones the first counts.
+std::vector<Regime> RegimesOf(std::span<const double> speedup_total);
+
+// Closed forms for uniform routing, products of many rows, and weights from memory.
+struct Boundaries {
+  double gamma = 0, beta = 0;  // FLOP/s of products of many rows; bytes/s of weights from memory
+  double b_sat = 0;            // (E/k) ln 20: 95 % of the experts have a token; 0 without experts
+  double b_d = 0;              // gamma w / (2 beta): the dense model's arithmetic takes as long as reading it
+  double b_m = 0;              // (E/k) b_d: the same of the MoE; 0 without experts
+  bool plateau() const { return b_sat > 0 && b_sat < b_d; }  // every expert is read before arithmetic binds
+};
+// weight_bytes: per value of a matrix.
+Boundaries BoundariesOf(const ModelConfig& config, const MachineProfile& machine, DType format, double weight_bytes);
+
+// An octave of batches over which the speed-up over the equal-total twin stays closest to 1, straight lines in log B between
+// the batches given. It is a plateau when it stays within kPlateau of it; nothing less than an octave counts.
+inline constexpr double kPlateau = 0.25;
+struct Plateau {
+  double from = 0;                       // to 2 * from; 0: fewer batches than an octave
+  std::optional<double> deviation = {};  // the most that the speed-up is away from 1 there
+  bool exists() const { return deviation && *deviation <= kPlateau; }
+};
+Plateau PlateauOf(std::span<const int64_t> batches, std::span<const double> speedup_total);
+
+// The batch at which the speed-up over the equal-active twin is least, if there are batches on both sides, then the one from
+// where it is back at 0.8, if it is. (That of the equal-total twin passes kGain at Crossings(..., kGain).)
+std::vector<double> ActiveCrossings(std::span<const int64_t> batches, std::span<const double> speedup_active);
+
+// The smallest batch after which no doubling gives 10 % more tokens per second, while each doubles what is in flight. Empty:
+// the last doubling still does, or there is none.
+inline constexpr double kKneeGain = 0.1;
+std::optional<int64_t> KneeOf(std::span<const int64_t> batches, std::span<const double> tokens_per_s);
+
+}  // namespace moe

@@ -1,0 +1,73 @@
+#pragma once
+// One of a sweep's models, and the step that it repeats.
+
+#include <memory>
+#include <vector>
+
+#include "moe/base/rng.h"
+#include "moe/planner/sweep.h"
+#include "moe/train/optimizer.h"
+
+namespace moe {
+
+// Who sits where in a step: batch rows in sequences as even as can be. Decode: one row each, at position context.
+std::vector<RowInfo> RowsOfStep(const Step& step);
+
+// [tokens * top_k] experts: of every token top_k different ones, each with its chance. (Systematic sampling in random order:
+// Madow 1949.)
+void DrawExperts(const ExpertChances& chances, int64_t tokens, int64_t top_k, Rng& rng, std::vector<int32_t>& out);
+
+class SweepRunner {
+ public:
+  // `loaded`: the model of a subject whose weights are not random, else null. Weights of a subject that only infers live in
+  // `weights`, which outlives this: see Prepare.
+  SweepRunner(const SweepSubject& subject, const SweepOptions& options, const Model* loaded, size_t index);
+  int64_t packed_bytes() const { return model_->PackedStorageBytes(); }
+  void Prepare(std::span<std::byte> weights, ExecContext& ctx);
+
+  void StartCell(int64_t batch);
+  // Steps for some milliseconds. Not measured: only what warms caches and tells how long a step takes.
+  Status Turn(bool measured, KvCache& cache, ExecContext& ctx);
+  // What this cell's rounds said, of which only some count.
+  SweepCell Cell(const std::vector<size_t>& rounds) const;
+
+  // Of all steps so far: how often each expert was among a token's choices. [L], empty for dense layers.
+  std::vector<ExpertChances> Chances() const;
+
+ private:
+  Result<double> Step(KvCache& cache, ExecContext& ctx);
+  Status Run(KvCache& cache, ExecContext& ctx);
+  void Count();
+
+  const SweepSubject& subject_;
+  const SweepOptions& options_;
+  const Model* model_ = nullptr;
+  std::unique_ptr<Model> owned_;
+  Optimizer optimizer_;  // training
+  std::vector<OptimizedParameter> optimized_;
+  Rng tokens_;
+  std::vector<ExpertChances> forced_chances_;  // [L]; empty: routers choose
+  std::vector<std::vector<int32_t>> forced_;   // [L] of the step
+  std::vector<std::span<const int32_t>> forced_views_;
+
+  moe::Step step_;
+  std::vector<RowInfo> rows_;
+  std::vector<int32_t> logit_rows_, targets_;
+  StepStats stats_;
+  StepClock clock_;
+  double last_s_ = 0, last_wait_s_ = 0;
+
+  int64_t steps_ = 0;                       // measured ones of this cell
+  std::vector<double> distinct_sum_;        // [L] over those steps
+  std::vector<std::vector<uint8_t>> used_;  // [L][E] whether a token came in any of them
+  std::vector<double> turn_s_;              // steps of the turn
+  std::vector<double> round_s_;             // median step of each round
+  std::array<double, kNumStepParts> part_sum_{};
+  double wait_sum_ = 0, all_sum_ = 0;
+  std::vector<std::vector<double>> chosen_;  // [L][E] of all cells
+  double tokens_seen_ = 0;
+};
+
+double MedianOf(std::vector<double> values);  // not empty
+
+}  // namespace moe

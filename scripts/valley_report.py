@@ -1,0 +1,65 @@
+#!/usr/bin/python3
+"""Sums up the sweeps of scripts/valley.sh.
+
+  scripts/valley_report.py FOLDER      FOLDER: SHAPE.PHASE.json, what `moe sweep --verify --json` wrote
+"""
+
+import json
+import pathlib
+import sys
+
+PHASES = ("decode", "prefill", "train")
+MODELS = ("moe", "dense_active", "dense_total")
+
+
+def percent(x):
+    return "-" if x is None else f"{100 * x:.1f} %"
+
+
+def flop_ratio(row):
+    return row["dense_total"]["flop"] / row["moe"]["flop"]
+
+
+def expert_seconds(cell):
+    return cell["s_by_part"]["experts"] + cell["s_by_part"]["router"]
+
+
+def main(folder):
+    sweeps = []
+    for path in sorted(folder.glob("*.json")):
+        shape, phase, _ = path.name.rsplit(".", 2)
+        sweeps.append((PHASES.index(phase), shape, json.loads(path.read_text())))
+    if not sweeps:
+        raise ValueError(f"{folder}: got no SHAPE.PHASE.json, expected what scripts/valley.sh writes there")
+    sweeps.sort(key=lambda s: s[:2])
+    print("| phase | shape | error, adjacent probe | cached probe | by memory / middle / compute | repeats | plateau | speed-up "
+          "at the largest batch / FLOP ratio | boundaries: predicted, measured (factor) |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    sums = {}
+    for phase, shape, sweep in sweeps:
+        mape, rows = sweep["mape"], sweep["rows"]
+        boundaries = "; ".join(f"{b['predicted']:.1f}, {b['measured']:.1f} ({b['factor']:.2f})" for b in sweep["boundaries"])
+        flat = [row["batch"] for row in rows if abs(row["speedup_total"] - 1) <= 0.1]
+        last = rows[-1]
+        print(f"| {PHASES[phase]} | {shape} | {percent(mape['all'])} | {percent(sweep['mape_cached']['all'])} | "
+              f"{percent(mape['memory'])} / {percent(mape['middle'])} / {percent(mape['compute'])} | {percent(sweep['repeat_error'])} | "
+              f"{f'{flat[0]} to {flat[-1]}' if len(flat) > 1 else '-'} | "
+              f"{last['speedup_total'] / flop_ratio(last):.2f} | {boundaries or '-'} |")
+        errors = [abs(row[model]["predicted"]["error"]) for row in rows for model in MODELS if model in row]
+        cached = [abs(row[model]["predicted"]["error_cached"]) for row in rows for model in MODELS if model in row]
+        sums.setdefault(phase, ([], [], []))
+        for all_of, some in zip(sums[phase], (errors, cached, [b["factor"] for b in sweep["boundaries"]])):
+            all_of.extend(some)
+    print()
+    print("; ".join(f"{PHASES[phase]}: error {percent(sum(e) / len(e))} over {len(e)} cells ({percent(sum(c) / len(c))} cached), "
+                    f"{sum(f <= 1.25 for f in b)} of {len(b)} boundaries within 1.25"
+                    for phase, (e, c, b) in sorted(sums.items())))
+
+
+if __name__ == "__main__":
+    try:
+        if len(sys.argv) != 2:
+            raise ValueError(__doc__.strip())
+        main(pathlib.Path(sys.argv[1]))
+    except (OSError, ValueError, KeyError) as error:
+        sys.exit(f"valley_report.py: {error}")
