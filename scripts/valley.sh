@@ -5,8 +5,8 @@
 # None of these shapes is used to measure the machine: `moe probe` times single ops.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-seconds=${1:-40}
-[[ $seconds =~ ^[0-9]+([.][0-9]+)?$ ]] || die "SECONDS: got '$seconds', expected a number"
+budget=${1:-40}
+[[ $budget =~ ^[0-9]+([.][0-9]+)?$ ]] || die "SECONDS: got '$budget', expected a number"
 [[ $# -le 1 ]] && shapes=(benches/valley/*.json) || shapes=("${@:2}")
 moe=build/release/bin/moe
 run=1
@@ -19,7 +19,7 @@ sweep_all() {
   for shape in "${shapes[@]}"; do
     name=$(basename "$shape" .json)
     [[ $(<"$shape") == *float32* ]] && dtype=f32 || dtype=bf16
-    sweep() { "$moe" sweep --config "$shape" --dtype "$dtype" --routing uniform --verify --seconds "$seconds" "$@"; }
+    sweep() { "$moe" sweep --config "$shape" --dtype "$dtype" --routing uniform --verify --seconds "$budget" "$@"; }
     sweep --batches 1,2,4,8,16,32,64,128,256,512,1024 --json "$folder/$name.decode.json" >"$folder/$name.decode.txt"
     sweep --phase prefill --batches 1,2,4,8,16,32,64,128,256,512,1024 --json "$folder/$name.prefill.json" >"$folder/$name.prefill.txt"
     sweep --phase train --batches 16,64,256,1024 --json "$folder/$name.train.json" >"$folder/$name.train.txt"
