@@ -16,12 +16,18 @@ def percent(x):
     return "-" if x is None else f"{100 * x:.1f} %"
 
 
-def flop_ratio(row):
-    return row["dense_total"]["flop"] / row["moe"]["flop"]
+def batch(x):
+    return "-" if x is None else f"{x:.1f}"
 
 
-def expert_seconds(cell):
-    return cell["s_by_part"]["experts"] + cell["s_by_part"]["router"]
+def boundary(b):
+    exact = b["predicted"] is not None and b["measured"] is not None
+    return f"{batch(b['predicted'])}, {batch(b['measured'])} ({'' if exact else '≥ '}{b['factor']:.2f})"
+
+
+def plateau(sweep, key):
+    start = sweep[key + "_from"]
+    return f"{start:.0f} to {2 * start:.0f}" if sweep[key] else "-"
 
 
 def main(folder):
@@ -32,19 +38,18 @@ def main(folder):
     if not sweeps:
         raise ValueError(f"{folder}: got no SHAPE.PHASE.json, expected what scripts/valley.sh writes there")
     sweeps.sort(key=lambda s: s[:2])
-    print("| phase | shape | error, adjacent probe | cached probe | by memory / middle / compute | repeats | plateau | speed-up "
-          "at the largest batch / FLOP ratio | boundaries: predicted, measured (factor) |")
+    print("| phase | shape | error, adjacent probe | cached probe | by memory / middle / compute | repeats | plateau predicted; "
+          "measured | speed-up at the largest batch / FLOP ratio; expert layers alone | boundaries: predicted, measured (factor) |")
     print("|---|---|---|---|---|---|---|---|---|")
     sums = {}
     for phase, shape, sweep in sweeps:
         mape, rows = sweep["mape"], sweep["rows"]
-        boundaries = "; ".join(f"{b['predicted']:.1f}, {b['measured']:.1f} ({b['factor']:.2f})" for b in sweep["boundaries"])
-        flat = [row["batch"] for row in rows if abs(row["speedup_total"] - 1) <= 0.1]
-        last = rows[-1]
+        boundaries = "; ".join(map(boundary, sweep["boundaries"]))
+        gain = sweep["gain_at_largest_batch"]
         print(f"| {PHASES[phase]} | {shape} | {percent(mape['all'])} | {percent(sweep['mape_cached']['all'])} | "
               f"{percent(mape['memory'])} / {percent(mape['middle'])} / {percent(mape['compute'])} | {percent(sweep['repeat_error'])} | "
-              f"{f'{flat[0]} to {flat[-1]}' if len(flat) > 1 else '-'} | "
-              f"{last['speedup_total'] / flop_ratio(last):.2f} | {boundaries or '-'} |")
+              f"{plateau(sweep, 'plateau_predicted')}; {plateau(sweep, 'plateau')} | "
+              f"{gain['whole']['share']:.2f}; {gain['expert_layers']['share']:.2f} | {boundaries or '-'} |")
         errors = [abs(row[model]["predicted"]["error"]) for row in rows for model in MODELS if model in row]
         cached = [abs(row[model]["predicted"]["error_cached"]) for row in rows for model in MODELS if model in row]
         sums.setdefault(phase, ([], [], []))

@@ -120,6 +120,17 @@ const CpuInfo& GetCpuInfo() {
   return info;
 }
 
+int64_t TotalMemoryBytes() {
+  int64_t total = std::atoll(FirstLineValue("/proc/meminfo", "MemTotal").c_str()) * 1024;
+  for (const std::string& folder : CgroupFolders()) {
+    for (const char* file : {"/memory.limit_in_bytes", "/memory.max"}) {
+      const int64_t limit = ReadNumber(folder + file);
+      if (limit > 0 && total > 0) total = std::min(total, limit);
+    }
+  }
+  return std::max<int64_t>(total, 0);
+}
+
 int64_t AvailableMemoryBytes() {
   int64_t available = std::atoll(FirstLineValue("/proc/meminfo", "MemAvailable").c_str()) * 1024;
   if (available <= 0) available = std::numeric_limits<int64_t>::max();

@@ -17,6 +17,8 @@ struct CpuInfo {
 
 const CpuInfo& GetCpuInfo();
 
+// Of the machine, or what its cgroup allows, whichever is less; 0: the system does not say.
+int64_t TotalMemoryBytes();
 // Bytes this process could still get: MemAvailable, or what its cgroup leaves, whichever is less.
 int64_t AvailableMemoryBytes();
 // Largest resident set of this process so far.

@@ -9,6 +9,7 @@
 #include "moe/base/cpu_info.h"
 #include "moe/base/interrupt.h"
 #include "moe/base/progress.h"
+#include "moe/cli/buffer_flag.h"
 #include "moe/cli/commands.h"
 #include "moe/cli/common.h"
 #include "moe/files/text_file.h"
@@ -25,6 +26,7 @@ struct Flags {
   std::string subject, filter, dtype = "bf16";
   std::optional<std::string> shapes;
   double seconds = 1;
+  BufferFlag buffer;
 };
 
 Result<const BenchSubject*> FindSubject(const std::string& name) {
@@ -52,6 +54,7 @@ Result<std::vector<BenchCase>> CasesOf(const Flags& flags) {
     MOE_TRY(const std::string text, ReadTextFile(*flags.shapes));
     MOE_TRY(shapes, ParseBenchShapes(text, *flags.shapes));
   }
+  shapes.cold_bytes = flags.buffer.bytes();
   std::vector<BenchCase> cases = subject->cases(shapes, format, nullptr);
   if (cases.empty()) {
     return Err(flags.shapes.value_or("defaults"), "got no shape for 'moe bench {}', expected lines that begin with {}",
@@ -96,6 +99,7 @@ Result<int> Bench(const Flags& flags) {
   if (!(flags.seconds >= 0 && flags.seconds <= 3600)) {
     return UsageErr("--seconds", "got {}, expected 0 to 3600", flags.seconds);
   }
+  MOE_TRY(CheckBuffer(flags.buffer));
   MOE_TRY(const std::vector<BenchCase> cases, CasesOf(flags));
   MOE_TRY(CheckJsonTarget(flags.common));
   MOE_TRY(const std::unique_ptr<RunContext> context, MakeRunContext(flags.common));
@@ -108,13 +112,14 @@ Result<int> Bench(const Flags& flags) {
   const auto show = [&](double share, const std::string& what) {
     if (moving && line.Due()) line.Update(ProgressBar(share, 20) + " " + what);
   };
-  const MachineProbe machine =
-      ProbeMachine({.max_threads = ctx.pool.num_threads(), .seconds = std::min(kProbeSeconds, flags.seconds)}, ctx.kernels,
-                   [&](double) { show(0, "measuring this machine"); });
+  const MachineProbe machine = ProbeMachine({.max_threads = ctx.pool.num_threads(),
+                                             .seconds = std::min(kProbeSeconds, flags.seconds),
+                                             .buffer_bytes = flags.buffer.bytes()},
+                                            ctx.kernels, [&](double) { show(0, "measuring this machine"); });
   Table table(!quiet, cases);
   MOE_TRY(bool read, table.Begin(fmt::format("{}, {}, {} threads, {} s a case", machine.cpu, machine.isa,
                                              ctx.pool.num_threads(), flags.seconds)));
-  CeilingProbe probe(-1, ctx.kernels);
+  CeilingProbe probe(flags.buffer.bytes(), ctx.kernels);
   std::vector<std::string> skipped;
   for (size_t i = 0; i < cases.size() && read && !InterruptRequested(); ++i) {
     const BenchCase& c = cases[i];
@@ -147,6 +152,7 @@ int RunBench(int argc, char** argv) {
                "moe bench");
   app.add_option("SUBJECT", flags.subject, subjects)->type_name("");
   app.add_option("--seconds", flags.seconds, "To spend on each case (default 1); three rounds even so")->type_name("X");
+  AddBufferFlag(app, flags.buffer);
   app.add_option("--shapes", flags.shapes, "Shapes to measure, such as benches/shapes/olmoe-1b-7b.txt (default: a few)")
       ->type_name("FILE");
   app.add_option("--filter", flags.filter, "Only cases with this in their name")->type_name("TEXT");

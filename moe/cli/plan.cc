@@ -11,7 +11,9 @@
 #include "moe/base/progress.h"
 #include "moe/cli/commands.h"
 #include "moe/cli/common.h"
+#include "moe/cli/plan_routing.h"
 #include "moe/cli/step_flags.h"
+#include "moe/cli/text_tokens.h"
 #include "moe/files/atomic_file.h"
 #include "moe/model/load.h"
 #include "moe/planner/plan_report.h"
@@ -27,7 +29,10 @@ struct PlanFlags {
   CommonFlags common;
   std::string model, config, machine, out;
   std::string batches = "1,2,4,8,16,32,64,128,256,512,1024,2048,4096";
-  std::string phase = "decode", dtype = "bf16", routing = "uniform", memory;
+  std::string phase = "decode", dtype = "bf16", memory;
+  std::optional<std::string> routing;
+  std::vector<std::string> data;
+  std::optional<int64_t> tokens;
   std::optional<int64_t> context;
   std::optional<double> max_ms;
   int64_t ranks = 1;
@@ -126,6 +131,22 @@ Result<ExpertParallel> ParseParallel(const PlanFlags& flags) {
   return parallel;
 }
 
+// Empty: nothing is to be measured.
+Result<PlanRoutingFlags> ParseData(const PlanFlags& flags) {
+  PlanRoutingFlags out{.data = flags.data};
+  if (flags.tokens && flags.data.empty())
+    return UsageErr("--tokens", "got it without --data, expected a text to take them from");
+  if (flags.data.empty()) return out;
+  if (flags.model.empty()) {
+    return UsageErr("--data", "got it with --config, expected --model: a shape alone has no routers to measure");
+  }
+  if (flags.routing) return UsageErr("--routing", "got it with --data, expected one of the two");
+  out.tokens = flags.tokens.value_or(out.tokens);
+  if (out.tokens < 1 || out.tokens > kMostTokens)
+    return UsageErr("--tokens", "got {}, expected 1..{}", out.tokens, kMostTokens);
+  return out;
+}
+
 Result<PlanOptions> ParseOptions(const PlanFlags& flags) {
   PlanOptions options;
   if (flags.model.empty() == flags.config.empty()) {
@@ -135,7 +156,7 @@ Result<PlanOptions> ParseOptions(const PlanFlags& flags) {
   MOE_TRY(options.phase, ParsePhase(flags.phase));
   MOE_TRY(options.batches, ParseBatches(flags.batches));
   MOE_TRY(options.dtype, ParseType(flags.dtype));
-  MOE_TRY(options.routing, ParseRouting(flags.routing, /*model=*/false));
+  MOE_TRY(options.routing, ParseRouting(flags.routing.value_or("uniform"), /*model=*/false));
   MOE_TRY(options.parallel, ParseParallel(flags));
   if (options.phase == Phase::kTrain && !options.dtype.ours) {
     return UsageErr("--dtype", "got {} to train with, expected f32 or bf16", flags.dtype);
@@ -157,8 +178,10 @@ TextStyle Style() {
   return {.width = IsTerminal(stdout) ? TerminalWidth(stdout) : 80, .unicode = Utf8Locale()};
 }
 
-Status PlanModel(const PlanFlags& flags) {
+// The exit code.
+Result<int> PlanModel(const PlanFlags& flags) {
   MOE_TRY(PlanOptions options, ParseOptions(flags));
+  MOE_TRY(const PlanRoutingFlags text, ParseData(flags));
   MOE_TRY(CheckJsonTarget(flags.common));
   MOE_TRY(CheckPageTarget(flags.common, flags.out));
   const std::string& name = flags.model.empty() ? flags.config : flags.model;
@@ -167,15 +190,20 @@ Status PlanModel(const PlanFlags& flags) {
   MOE_TRY(CheckPlan(config, options));
   MOE_TRY(const auto run, MakeRunContext(flags.common));
   MOE_TRY(const MachineProfile machine, LoadMachine(flags.machine, run->exec));
+  if (!text.data.empty()) {
+    MOE_TRY(options.measured, MeasureRoutingOf(name, text, options.context, run->exec));
+    if (options.measured == nullptr) return kExitInterrupted;
+  }
   MOE_TRY(const Plan plan, MakePlan(name, config, machine, options));
   if (!flags.common.json_on_stdout()) MOE_TRY(WriteStdout(PlanText(plan, Style())));
   if (!flags.out.empty()) MOE_TRY(WriteFileAtomically(flags.out, ReportHtml(ReportOf(plan))));
-  return WriteJsonResult(flags.common, PlanJson(plan));
+  MOE_TRY(WriteJsonResult(flags.common, PlanJson(plan)));
+  return 0;
 }
 
-Status PlanTextbook(const PlanFlags& flags, const CLI::App& app) {
-  for (const char* flag : {"--model", "--config", "--machine", "--phase", "--context", "--routing", "--max-ms", "--memory",
-                           "--ranks", "--link-bandwidth", "--link-latency", "--out"}) {
+Result<int> PlanTextbook(const PlanFlags& flags, const CLI::App& app) {
+  for (const char* flag : {"--model", "--config", "--machine", "--phase", "--context", "--routing", "--data", "--tokens",
+                           "--max-ms", "--memory", "--ranks", "--link-bandwidth", "--link-latency", "--out"}) {
     if (app.count(flag) > 0) return UsageErr(flag, "got this and flags of the textbook form (--flops ...), expected one form");
   }
   TextbookOptions options;
@@ -193,11 +221,12 @@ Status PlanTextbook(const PlanFlags& flags, const CLI::App& app) {
   MOE_TRY(CheckJsonTarget(flags.common));
   MOE_TRY(const Textbook textbook, MakeTextbook(options));
   if (!flags.common.json_on_stdout()) MOE_TRY(WriteStdout(TextbookText(textbook, Style())));
-  return WriteJsonResult(flags.common, TextbookJson(textbook));
+  MOE_TRY(WriteJsonResult(flags.common, TextbookJson(textbook)));
+  return 0;
 }
 
 void AddModelFlags(CLI::App& app, PlanFlags& flags) {
-  app.add_option("--model", flags.model, "Model folder: its shape; no weights are read")->type_name("DIR");
+  app.add_option("--model", flags.model, "Model folder: its shape; weights are read for --data only")->type_name("DIR");
   app.add_option("--config", flags.config, "Shape: config.json, model folder or preset")->type_name("C");
   app.add_option("--machine", flags.machine,
                  fmt::format("Profile of a machine, from moe probe, or one of {} (default: this machine, measured once)",
@@ -213,9 +242,12 @@ void AddModelFlags(CLI::App& app, PlanFlags& flags) {
       ->type_name("TYPE")
       ->capture_default_str();
   app.add_option("--out", flags.out, "Write a page with charts and all numbers")->type_name("FILE.html");
-  app.add_option("--routing", flags.routing, "How tokens choose experts: uniform or zipf:S")
-      ->type_name("R")
-      ->capture_default_str();
+  app.add_option("--routing", flags.routing, "How tokens choose experts: uniform (default) or zipf:S")->type_name("R");
+  app.add_option("--data", flags.data,
+                 "UTF-8 text, more than one, or '-' for stdin: tokens choose as the routers of --model do with it")
+      ->type_name("FILE");
+  app.add_option("--tokens", flags.tokens, fmt::format("Of the text, at most (default: {})", PlanRoutingFlags{}.tokens))
+      ->type_name("N");
   app.add_option("--max-ms", flags.max_ms, "The best batch takes at most so long per step")->type_name("X");
   app.add_option("--memory", flags.memory, "The best batch takes at most so much, as in 24GB")->type_name("BYTES");
   app.add_option("--ranks", flags.ranks, "Machines that share the experts of every layer")
@@ -245,16 +277,18 @@ int RunPlan(int argc, char** argv) {
   AddModelFlags(app, flags);
   AddTextbookFlags(app, flags);
   AddCommonFlags(app, flags.common);
-  SetExamples(app,
-              {{"moe plan --config olmoe-1b-7b", "a public shape on this machine"},
-               {"moe plan --config qwen3-30b-a3b --machine a100-80g --max-ms 20", "a machine one does not have"},
-               {"moe plan --config mixtral-8x7b --machine h100-sxm --ranks 8 --link-bandwidth 450GB/s --link-latency 10us",
-                "experts spread over eight of them"},
-               {"moe plan --flops 100e12 --flops-per-token 10e9,4e9", "the textbook's sum"},
-               {"moe plan --flops 100e12 --bandwidth 2e12 --parameters 70B,235B --active 70B,22B", "and its three regimes"}});
+  SetExamples(
+      app,
+      {{"moe plan --config olmoe-1b-7b", "a public shape on this machine"},
+       {"moe plan --config qwen3-30b-a3b --machine a100-80g --max-ms 20", "a machine one does not have"},
+       {"moe plan --model runs/demo --data data/test.txt --phase prefill", "tokens choose experts as the model does there"},
+       {"moe plan --config mixtral-8x7b --machine h100-sxm --ranks 8 --link-bandwidth 450GB/s --link-latency 10us",
+        "experts spread over eight of them"},
+       {"moe plan --flops 100e12 --flops-per-token 10e9,4e9", "the textbook's sum"},
+       {"moe plan --flops 100e12 --bandwidth 2e12 --parameters 70B,235B --active 70B,22B", "and its three regimes"}});
   if (const auto parsed = ParseFlags(app, argc, argv)) return *parsed;
-  const Status status = flags.textbook() ? PlanTextbook(flags, app) : PlanModel(flags);
-  return status ? 0 : Fail(status.error());
+  const Result<int> code = flags.textbook() ? PlanTextbook(flags, app) : PlanModel(flags);
+  return code ? *code : Fail(code.error());
 }
 
 }  // namespace moe

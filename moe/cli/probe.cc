@@ -7,6 +7,7 @@
 
 #include "moe/base/interrupt.h"
 #include "moe/base/progress.h"
+#include "moe/cli/buffer_flag.h"
 #include "moe/cli/commands.h"
 #include "moe/cli/common.h"
 #include "moe/costs/machine_json.h"
@@ -20,6 +21,7 @@ namespace {
 struct ProbeFlags {
   CommonFlags common, machine;  // machine.json: --out
   double seconds = 18;
+  BufferFlag buffer;
   bool list = false;
 };
 
@@ -40,7 +42,7 @@ MachineProbe Measure(const ProbeFlags& flags, ExecContext& ctx) {
       line.Update(fmt::format("{} measuring this machine", ProgressBar(share, 20)));
     }
   };
-  return ProbeWhole({.seconds = flags.seconds}, show, ctx);
+  return ProbeWhole({.seconds = flags.seconds, .buffer_bytes = flags.buffer.bytes()}, show, ctx);
 }
 
 // Where plans will find it; what to tell. Only whole ones are kept.
@@ -63,6 +65,7 @@ int RunProbe(int argc, char** argv) {
       "long each of our ops takes with all of them: the profile that plans are made from.",
       "moe probe");
   app.add_option("--seconds", flags.seconds, "To spend on measuring (default 18)")->type_name("X");
+  AddBufferFlag(app, flags.buffer);
   app.add_option("--out", flags.machine.json, "Write the profile to this file; otherwise it is kept where plans look for it")
       ->type_name("FILE");
   app.add_flag("--list", flags.list, "Print the built-in machines, their figures and where those are from; measure nothing");
@@ -74,6 +77,7 @@ int RunProbe(int argc, char** argv) {
   if (!(flags.seconds >= 0 && flags.seconds <= 3600)) {
     return Fail({"--seconds", fmt::format("got {}, expected 0 to 3600", flags.seconds), 2});
   }
+  if (const Status fits = CheckBuffer(flags.buffer); !fits) return Fail(fits.error());
   if (flags.machine.json == "-") return Fail({"--out", "got '-', expected a file; --json - writes to stdout", 2});
   if (flags.list && !flags.machine.json.empty()) return Fail({"--list", "got --out too, expected one of them", 2});
   for (const CommonFlags* target : {&flags.common, &flags.machine}) {

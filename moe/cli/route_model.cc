@@ -13,55 +13,15 @@
 #include "moe/base/printable.h"
 #include "moe/base/progress.h"
 #include "moe/cli/load_model.h"
+#include "moe/cli/text_tokens.h"
 #include "moe/files/atomic_file.h"
-#include "moe/files/text_file.h"
-#include "moe/files/utf8.h"
 #include "moe/infer/generate.h"
 #include "moe/planner/route_report.h"
 
 namespace moe {
 namespace {
 
-constexpr int64_t kMaxBatch = 1 << 20, kMaxTokens = int64_t{1} << 30;
-constexpr int64_t kMostBytesPerToken = 32;  // of text that is read for a token that is wanted
-
-struct Text {
-  std::string name, bytes;
-  std::vector<int32_t> tokens;
-};
-
-Result<Text> ReadText(const std::string& path) {
-  const bool standard = path == "-";
-  auto bytes = ReadTextFile(standard ? "/dev/stdin" : path);
-  if (!bytes && standard) bytes.error().where = "stdin";
-  if (!bytes) return tl::make_unexpected(bytes.error());
-  return Text{standard ? "stdin" : path, std::move(*bytes), {}};
-}
-
-// Texts share the tokens that are wanted; what a short one leaves goes to those after it.
-void Tokenize(const Tokenizer& tokenizer, int64_t wanted, std::vector<Text>& texts) {
-  for (size_t i = 0; i < texts.size(); ++i) {
-    const auto left = static_cast<int64_t>(texts.size() - i);
-    const auto share = static_cast<size_t>(std::max<int64_t>((wanted + left - 1) / left, 0));
-    std::string& bytes = texts[i].bytes;
-    if (const size_t most = share * kMostBytesPerToken; bytes.size() > most) {
-      bytes.resize(ValidUtf8Prefix(std::string_view(bytes).substr(0, most)));
-    }
-    texts[i].tokens = tokenizer.Encode(bytes);
-    texts[i].tokens.resize(std::min(texts[i].tokens.size(), share));
-    wanted -= std::ssize(texts[i].tokens);
-  }
-}
-
-std::vector<Document> Documents(const Tokenizer& tokenizer, const std::vector<Text>& texts) {
-  std::vector<Document> documents;
-  for (const Text& text : texts) {
-    int64_t bytes = 0;
-    for (const int32_t token : text.tokens) bytes += std::ssize(tokenizer.TokenBytes(token));
-    documents.push_back({.tokens = text.tokens, .num_bytes = bytes});
-  }
-  return documents;
-}
+constexpr int64_t kMaxBatch = 1 << 20;
 
 Status CheckLayers(std::span<const int64_t> layers, const ModelConfig& config) {
   const int64_t L = std::ssize(config.layers);
@@ -77,8 +37,8 @@ Status CheckLayers(std::span<const int64_t> layers, const ModelConfig& config) {
 Status CheckNumbers(const RouteModelFlags& flags) {
   const int64_t batch = flags.batch.value_or(1);
   if (batch < 1 || batch > kMaxBatch) return UsageErr("--batch", "got {}, expected 1..{}", batch, kMaxBatch);
-  if (flags.tokens < 1 || flags.tokens > kMaxTokens) {
-    return UsageErr("--tokens", "got {}, expected 1..{}", flags.tokens, kMaxTokens);
+  if (flags.tokens < 1 || flags.tokens > kMostTokens) {
+    return UsageErr("--tokens", "got {}, expected 1..{}", flags.tokens, kMostTokens);
   }
   if (flags.likes < 0 || flags.likes > 1000) return UsageErr("--likes", "got {}, expected 0..1000", flags.likes);
   if (flags.least_count < 1) return UsageErr("--least-count", "got {}, expected at least 1", flags.least_count);
@@ -86,12 +46,6 @@ Status CheckNumbers(const RouteModelFlags& flags) {
     return UsageErr("--seconds", "got {}, expected a number that is not negative", flags.seconds);
   }
   return {};
-}
-
-std::string ProgressText(int64_t done, int64_t total, double seconds) {
-  const double share = static_cast<double>(done) / static_cast<double>(total);
-  return fmt::format("route {} {:3.0f} %  {}  {} left", ProgressBar(share, 20), share * 100,
-                     FormatRate(static_cast<double>(done) / seconds, " tokens"), FormatSeconds(seconds / share - seconds));
 }
 
 }  // namespace
@@ -148,12 +102,9 @@ Result<int> RouteModel(const RouteModelFlags& flags, const RoutePolicyFlags& pol
       if (layer.ffn == FfnKind::kMoe) MOE_TRY(PolicyOfLayer(text, layer.moe.router, PolicyPlace(policy, text)));
     }
   }
-  std::vector<Text> texts;
-  for (const std::string& path : flags.data.empty() ? std::vector<std::string>{"-"} : flags.data) {
-    MOE_TRY(texts.emplace_back(), ReadText(path));
-  }
-  Tokenize(folder.tokenizer, flags.tokens, texts);
-  const std::vector<Document> documents = Documents(folder.tokenizer, texts);
+  const auto paths = flags.data.empty() ? std::vector<std::string>{"-"} : flags.data;
+  MOE_TRY(const auto texts, ReadTexts(paths, folder.tokenizer, flags.tokens));
+  const std::vector<Document> documents = DocumentsOf(folder.tokenizer, texts);
   const int64_t rows = std::min(flags.tokens, std::max(flags.batch.value_or(1) * context, kEvaluateRows));
   MOE_TRY(const auto model, LoadForInference(folder, {.rows = rows}, run->exec));
 
@@ -173,7 +124,7 @@ Result<int> RouteModel(const RouteModelFlags& flags, const RoutePolicyFlags& pol
   options.evaluation = {.context = context, .batch = flags.batch.value_or(0), .bos_id = BosId(folder.config, folder.tokenizer)};
   options.evaluation.on_step = [&](int64_t done, int64_t total, double) {
     const double seconds = NowSeconds() - start;
-    if (seconds > 0.5 && progress.Due()) progress.Update(ProgressText(done, total, seconds));
+    if (seconds > 0.5 && progress.Due()) progress.Update(TokensProgress("route", done, total, seconds));
     tokens_done = done, stopped = done < total && InterruptRequested();
     return !stopped;
   };
@@ -185,7 +136,7 @@ Result<int> RouteModel(const RouteModelFlags& flags, const RoutePolicyFlags& pol
   }
   if (!report) return tl::make_unexpected(report.error());
   report->model = flags.model;
-  for (const Text& text : texts) report->files.push_back(text.name);
+  for (const TokenizedText& text : texts) report->files.push_back(text.name);
   const RouteTextOptions shown{
       .columns = IsTerminal(stdout) ? TerminalWidth(stdout) : 100, .plain = !IsTerminal(stdout), .layers = flags.layers};
   if (!common.json_on_stdout()) MOE_TRY(WriteStdout(RouteText(*report, folder.tokenizer, shown)));

@@ -14,9 +14,13 @@ std::vector<std::string> SplitList(const std::string& text) {
   for (const char c : text) {
     if (c == ',') {
       parts.emplace_back();
-    } else if (c != ' ') {
+    } else {
       parts.back() += c;
     }
+  }
+  for (std::string& part : parts) {  // spaces around a part, not in it
+    part.erase(part.find_last_not_of(' ') + 1);
+    part.erase(0, std::min(part.find_first_not_of(' '), part.size()));
   }
   return parts;
 }
@@ -57,6 +61,11 @@ Result<SweepRouting> ParseRouting(const std::string& text, bool model) {
   }
   return UsageErr("--routing", "got '{}', expected {}zipf:S with S from 0 to 10", text,
                   model ? "model, uniform, or " : "uniform or ");
+}
+
+Status CheckRouting(const ModelConfig& config, const SweepRouting& routing) {
+  if (routing.kind != SweepRouting::kZipf || config.has_experts()) return {};
+  return UsageErr("--routing", "got zipf:{:g} for a dense model, expected one with experts", routing.s);
 }
 
 Result<MachineProfile> LoadMachine(const std::string& machine, ExecContext& ctx) {

@@ -17,6 +17,9 @@ Result<Phase> ParsePhase(const std::string& text);
 // "uniform", "zipf:1.2", and "model" where there may be one.
 Result<SweepRouting> ParseRouting(const std::string& text, bool model);
 
+// Wrong usage: skewed routing of a dense model.
+Status CheckRouting(const ModelConfig& config, const SweepRouting& routing);
+
 // LoadOrProbe with a line and a progress bar on stderr when this machine has to be measured. `machine`: a file, a name, or
 // empty.
 Result<MachineProfile> LoadMachine(const std::string& machine, ExecContext& ctx);

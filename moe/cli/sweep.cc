@@ -120,6 +120,8 @@ Result<int> Sweep(const SweepFlags& flags) {
   MOE_TRY(CheckJsonTarget(flags.common));
   MOE_TRY(CheckPageTarget(flags.common, flags.out));
   MOE_TRY(const ModelConfig config, ShortenedConfig(flags));
+  MOE_TRY(CheckRouting(config, options.routing));
+  if (!config.has_experts()) options.routing = {};
   const int64_t usual = options.phase == Phase::kDecode    ? std::min(options.context, config.context - 1)
                         : options.phase == Phase::kPrefill ? std::min<int64_t>(512, config.context)
                                                            : std::min<int64_t>(256, config.context);
@@ -129,6 +131,9 @@ Result<int> Sweep(const SweepFlags& flags) {
   MOE_TRY(CheckSweep(config, flags.model.empty() ? SweepWeights::kRandom : SweepWeights::kToLoad, options));
   MachineProfile machine;
   if (flags.verify) {
+    if (!flags.machine.empty() && BuiltInMachine(flags.machine)) {
+      return UsageErr("--machine", "got {}, expected the profile of this machine, on which steps are measured", flags.machine);
+    }
     MOE_TRY(machine, LoadMachine(flags.machine, run->exec));
   }
   std::unique_ptr<Model> model;
@@ -159,6 +164,8 @@ Result<int> Sweep(const SweepFlags& flags) {
     text += VerifyText(*report, *verification);
     AddVerification(*report, *verification, json);
   }
+  const TerminalPlot valley = ValleyOf(*report, verification ? &*verification : nullptr);
+  if (!valley.series.empty()) text += "\n" + Draw(valley, IsTerminal(stdout) ? TerminalWidth(stdout) : 80, Utf8Locale());
   if (!flags.common.json_on_stdout()) MOE_TRY(WriteStdout(text));
   MOE_TRY(WriteJsonResult(flags.common, json));
   if (!flags.out.empty()) {
@@ -196,7 +203,7 @@ int RunSweep(int argc, char** argv) {
       ->capture_default_str();
   app.add_flag("--verify", flags.verify, "Predict every step too, and say how far off that is");
   app.add_option("--machine", flags.machine, "With --verify: profile to predict with (default: this machine's, see moe probe)")
-      ->type_name("FILE|NAME");
+      ->type_name("FILE");
   app.add_option("--out", flags.out, "Write a page with charts and all numbers")->type_name("FILE.html");
   app.add_option("--dtype", flags.dtype, "Weights: f32 or bf16")->type_name("TYPE")->capture_default_str();
   app.add_option("--layers", flags.layers, "Only the first N layers of --config (default: all)")->type_name("N");

@@ -19,6 +19,11 @@ auto Find(const std::vector<ProductCost>& products, DType format, ProductKind ki
                       [&](const ProductCost& c) { return c.format == format && c.kind == kind; });
 }
 
+auto FindStream(const std::vector<StreamCost>& streams, DType format, bool gradients) {
+  return std::find_if(streams.begin(), streams.end(),
+                      [&](const StreamCost& c) { return c.format == format && c.gradients == gradients; });
+}
+
 // What a value of each op brings through memory, float32 unless the op is about the format; and its name in files.
 struct RowOpFacts {
   std::string_view name;
@@ -55,8 +60,8 @@ const ProductCost& MachineProfile::product(DType format, ProductKind kind) const
   return *it;
 }
 
-const StreamCost& MachineProfile::stream(DType format) const {
-  const auto it = Find(streams, format);
+const StreamCost& MachineProfile::stream(DType format, ProductKind kind) const {
+  const auto it = FindStream(streams, format, kind == ProductKind::kWeightGrad);
   MOE_CHECK(it != streams.end(), "no stream of {}", Name(format));
   return *it;
 }
@@ -72,7 +77,7 @@ void Complete(MachineProfile& m) {
   if (m.peak_bf16 <= 0) m.peak_bf16 = m.peak_f32;
   if (m.read_bytes_per_s <= 0) m.read_bytes_per_s = m.memory_bytes_per_s();
   if (m.rmw_bytes_per_s <= 0) m.rmw_bytes_per_s = m.memory_bytes_per_s();
-  if (m.optimizer_bytes_per_s <= 0) m.optimizer_bytes_per_s = m.rmw_bytes_per_s;
+  if (m.adamw_bytes_per_s <= 0) m.adamw_bytes_per_s = m.rmw_bytes_per_s;
   for (const DType format : kFormats) {
     const double flop_s = 1 / m.peak_flop_per_s(format);
     for (int kind = 0; kind < kNumProductKinds; ++kind) {
@@ -81,7 +86,10 @@ void Complete(MachineProfile& m) {
       m.products.push_back(
           {.format = format, .kind = static_cast<ProductKind>(kind), .step_s = {{{1, kPanelFlop * flop_s}}}, .panel_s = {}});
     }
-    if (Find(m.streams, format) == m.streams.end()) m.streams.push_back({.format = format});
+    for (const bool gradients : {false, true}) {
+      if (FindStream(m.streams, format, gradients) != m.streams.end()) continue;
+      m.streams.push_back({.format = format, .gradients = gradients});
+    }
     if (Find(m.attention, format) == m.attention.end()) {
       m.attention.push_back({.format = format, .pair_s = {{{1, 4 * flop_s}}}, .backward_pair_s = {{{1, 10 * flop_s}}}});
     }

@@ -29,10 +29,12 @@ struct ProductCost {
   Curve step_s, panel_s;  // x: rows
 };
 
-// Where weights come from memory while they are multiplied: the two times overlap, but not wholly. time = (compute^overlap +
-// (bytes / bandwidth / efficiency)^overlap)^(1/overlap) + matrices * matrix_s + list_s: a list of products has a cold start.
+// Where weights come from memory while they are multiplied, or their gradients come and go back: computing and moving overlap,
+// but not wholly. time = (compute^overlap + (bytes / bandwidth / efficiency)^overlap)^(1/overlap) + matrices * matrix_s +
+// list_s: a list of products has a cold start. The bandwidth is that of weights; of gradients, bytes read and written count.
 struct StreamCost {
   DType format = DType::kBf16;
+  bool gradients = false;
   double efficiency = 1, overlap = 8, matrix_s = 0, list_s = 0;
 };
 
@@ -78,18 +80,23 @@ struct SwitchGains {
   Curve stream;      // output through the caches, or past them, and read once; x: bytes of it
 };
 
+// Of what `moe probe` measures: a profile that was kept by another is measured anew.
+inline constexpr int kProfileRevision = 2;
+
 struct MachineProfile {
   std::string name;  // "this machine", or a built-in's
   std::string cpu, isa, version, date;
   std::string source;  // how each figure was come by; one line
+  int revision = 0;    // kProfileRevision of what measured it; 0: nothing did
   int threads = 1;
   int64_t l2_bytes = 0, l3_bytes = 0;  // of one core; shared by all
   int64_t memory_bytes = 0;            // 0: unknown
 
   // Of weights that products of one row read; x: working set in bytes, read again and again. The last point is memory.
   Curve weights_bytes_per_s;
-  double read_bytes_per_s = 0;  // of memory, in order
-  double rmw_bytes_per_s = 0, optimizer_bytes_per_s = 0;
+  double read_bytes_per_s = 0;                        // of memory, in order
+  double rmw_bytes_per_s = 0;                         // a stream changed in place; both directions count
+  double adamw_bytes_per_s = 0;                       // AdamW, packs and all
   double peak_f32 = 0, peak_bf16 = 0, peak_int8 = 0;  // FLOP/s
   double pace_flop_per_s = 0;                         // of the cores while this was measured, see CeilingProbe::Pace
   double barrier_s = 0;                               // to begin and end one parallel piece of work
@@ -106,7 +113,7 @@ struct MachineProfile {
   double peak_flop_per_s(DType format) const { return format == DType::kF32 ? peak_f32 : peak_bf16; }
   // All have an entry of every format that is asked for; see Complete.
   const ProductCost& product(DType format, ProductKind kind) const;
-  const StreamCost& stream(DType format) const;
+  const StreamCost& stream(DType format, ProductKind kind) const;
   const AttentionCost& attention_of(DType format) const;
 };
 

@@ -22,7 +22,8 @@ struct Range {
   bool zero = false;  // allowed besides: unknown, or nothing
 };
 constexpr Range kRate{1e3, 1e21}, kRateOrUnknown{1e3, 1e21, true}, kTime{1e-30, 1e9}, kTimeOrNone{1e-30, 1e9, true};
-constexpr Range kRows{1, 1e9}, kSetBytes{1, 1e18}, kEfficiency{0.01, 100}, kOverlap{1, 64}, kThreads{1, 65536};
+constexpr Range kRows{1, 1e9}, kSetBytes{1, 1e18}, kEfficiency{0.01, 100}, kOverlap{1, 64}, kThreads{1, 65536},
+    kRevisions{1, 1e6, true};
 constexpr Range kCapacity{1, 0x1p60, true};
 constexpr Range kAny{1e-300, 1e300};  // not used, or tested elsewhere
 
@@ -30,6 +31,7 @@ constexpr std::string_view kKeys[] = {"name",
                                       "cpu",
                                       "isa",
                                       "version",
+                                      "revision",
                                       "date",
                                       "source",
                                       "threads",
@@ -40,7 +42,7 @@ constexpr std::string_view kKeys[] = {"name",
                                       "weights_bytes_per_s",
                                       "read_bytes_per_s",
                                       "rmw_bytes_per_s",
-                                      "optimizer_bytes_per_s",
+                                      "adamw_bytes_per_s",
                                       "peak_flop_per_s",
                                       "pace_flop_per_s",
                                       "barrier_s",
@@ -232,14 +234,30 @@ std::vector<ProductCost> ReadGamma(const Place& root, Reader& reader) {
   return products;
 }
 
-// One entry per format at most.
+bool SameThing(const StreamCost& a, const StreamCost& b) {
+  return a.format == b.format && a.gradients == b.gradients;
+}
+bool SameThing(const AttentionCost& a, const AttentionCost& b) {
+  return a.format == b.format;
+}
+
+// One entry per thing at most.
 template <class Costs>
 void AddOnce(Costs& costs, typename Costs::value_type cost, const Place& entry, Reader& reader) {
-  const auto same = [&](const auto& c) { return c.format == cost.format; };
+  const auto same = [&](const auto& c) { return SameThing(c, cost); };
   if (std::ranges::any_of(costs, same)) {
     return reader.Refuse(entry.path + "dtype", fmt::format("'{}' again", Name(cost.format)), "each once");
   }
   costs.push_back(std::move(cost));
+}
+
+// "of": weights, unless it says gradients.
+bool OfGradients(const Place& entry, Reader& reader) {
+  const std::string of = entry.object.contains("of") ? reader.Text(entry, "of") : "weights";
+  if (of != "weights" && of != "gradients") {
+    reader.Refuse(entry.path + "of", of.empty() ? "nothing" : "'" + Printable(of) + "'", "weights or gradients");
+  }
+  return of == "gradients";
 }
 
 std::vector<StreamCost> ReadStreams(const Place& root, Reader& reader) {
@@ -247,6 +265,7 @@ std::vector<StreamCost> ReadStreams(const Place& root, Reader& reader) {
   const StreamCost usual;
   for (const Place& entry : reader.List(root, "streams")) {
     const StreamCost cost{.format = reader.Format(entry),
+                          .gradients = OfGradients(entry, reader),
                           .efficiency = reader.Number(entry, "efficiency", kEfficiency, usual.efficiency),
                           .overlap = reader.Number(entry, "overlap", kOverlap, usual.overlap),
                           .matrix_s = reader.Number(entry, "matrix_s", kTimeOrNone, usual.matrix_s),
@@ -299,6 +318,7 @@ void ReadFacts(const Place& root, MachineProfile& m, Reader& reader) {
   if (m.cpu.empty()) m.cpu = m.name;
   m.isa = reader.Text(root, "isa"), m.version = reader.Text(root, "version"), m.date = reader.Text(root, "date");
   m.source = reader.Text(root, "source");
+  m.revision = static_cast<int>(reader.Whole(root, "revision", kRevisions, 0));
   m.threads = static_cast<int>(reader.Whole(root, "threads", kThreads, 1));
   m.l2_bytes = reader.Whole(root, "l2_bytes", kCapacity, 0), m.l3_bytes = reader.Whole(root, "l3_bytes", kCapacity, 0);
   m.memory_bytes = reader.Whole(root, "memory_bytes", kCapacity, 0);
@@ -315,7 +335,7 @@ void ReadRates(const Place& root, MachineProfile& m, Reader& reader) {
   m.weights_bytes_per_s = NeverRising(std::move(m.weights_bytes_per_s));
   // 0: Complete knows.
   m.rmw_bytes_per_s = reader.Number(root, "rmw_bytes_per_s", kRate, 0);
-  m.optimizer_bytes_per_s = reader.Number(root, "optimizer_bytes_per_s", kRate, 0);
+  m.adamw_bytes_per_s = reader.Number(root, "adamw_bytes_per_s", kRate, 0);
   m.pace_flop_per_s = reader.Number(root, "pace_flop_per_s", kRateOrUnknown, 0);
   m.barrier_s = reader.Number(root, "barrier_s", kTimeOrNone, 0);
   m.step_s = reader.Number(root, "step_s", kTimeOrNone, 0);

@@ -72,13 +72,14 @@ Json JsonOf(const MachineProfile& m) {
             {"version", m.version},
             {"date", m.date},
             {"source", m.source},
+            {"revision", m.revision},
             {"threads", m.threads},
             {"l2_bytes", m.l2_bytes},
             {"l3_bytes", m.l3_bytes},
             {"memory_bytes", m.memory_bytes},
             {"read_bytes_per_s", m.read_bytes_per_s},
             {"rmw_bytes_per_s", m.rmw_bytes_per_s},
-            {"optimizer_bytes_per_s", m.optimizer_bytes_per_s},
+            {"adamw_bytes_per_s", m.adamw_bytes_per_s},
             {"weights_bytes_per_s", m.memory_bytes_per_s()},
             {"weights_by_working_set", JsonOf(m.weights_bytes_per_s, "bytes", "bytes_per_s")},
             {"peak_flop_per_s", {{"f32", m.peak_f32}, {"bf16", m.peak_bf16}, {"int8", m.peak_int8}}},
@@ -91,6 +92,7 @@ Json JsonOf(const MachineProfile& m) {
   for (const ProductCost& c : m.products) AppendGamma(c, j["gamma"]);
   for (const StreamCost& c : m.streams) {
     j["streams"].push_back({{"dtype", Name(c.format)},
+                            {"of", c.gradients ? "gradients" : "weights"},
                             {"efficiency", c.efficiency},
                             {"overlap", c.overlap},
                             {"matrix_s", c.matrix_s},

@@ -27,7 +27,7 @@ double Overlapped(double compute_s, double memory_s, double overlap) {
 OpTime TimeOf(const ProductOp& op, const Conditions& now) {
   const MachineProfile& machine = now.machine;
   const ProductCost& cost = machine.product(op.format, op.kind);
-  const StreamCost& stream = machine.stream(op.format);
+  const StreamCost& stream = machine.stream(op.format, op.kind);
   const double panels = std::ceil(op.N / static_cast<double>(kPanel));
   OpTime time;
   double matrices = 0;

@@ -104,8 +104,8 @@ BenchRun DecodeRun(const AttentionBenchShape& s, DType format, int64_t sets, Exe
   return {.run = [=, &ctx] { AttentionForward(d->shape, d->q, d->sets[d->next++ % d->sets.size()], d->out, {}, ctx); }};
 }
 
-BenchCase DecodeCase(const AttentionBenchShape& s, DType format) {
-  const int64_t bytes = kSequences * s.C * 2 * s.G * s.P * 4, sets = ColdCount(bytes);
+BenchCase DecodeCase(const AttentionBenchShape& s, DType format, int64_t cold_bytes) {
+  const int64_t bytes = kSequences * s.C * 2 * s.G * s.P * 4, sets = ColdCount(bytes, cold_bytes);
   return {.group = "attention",
           .name = NameOf(s, format, "decode"),
           .kind = "decode",
@@ -121,7 +121,7 @@ std::vector<BenchCase> AttentionCases(const BenchShapes& shapes, DType format) {
   std::vector<BenchCase> out;
   for (const AttentionBenchShape& s : shapes.attention) out.push_back(PrefillCase(s, format, false));
   for (const AttentionBenchShape& s : shapes.attention) out.push_back(PrefillCase(s, format, true));
-  for (const AttentionBenchShape& s : shapes.attention) out.push_back(DecodeCase(s, format));
+  for (const AttentionBenchShape& s : shapes.attention) out.push_back(DecodeCase(s, format, shapes.cold_bytes));
   return out;
 }
 

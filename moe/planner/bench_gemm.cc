@@ -70,8 +70,8 @@ BenchCase DenseCase(const GemmShape& s, DType format, const GemmPeers& peers) {
           .prepare = [=](ExecContext& ctx) { return Products(s, format, 1, peers, ctx); }};
 }
 
-BenchCase DecodeCase(const GemmShape& s, DType format, const GemmPeers& peers) {
-  const int64_t bytes = PackedWeight::Bytes(format, s.N, s.K), count = ColdCount(bytes);
+BenchCase DecodeCase(const GemmShape& s, DType format, const GemmPeers& peers, int64_t cold_bytes) {
+  const int64_t bytes = PackedWeight::Bytes(format, s.N, s.K), count = ColdCount(bytes, cold_bytes);
   return {.group = "decode",
           .name = NameOf(s, format),
           .kind = DecodeKindOf(s.M),
@@ -119,7 +119,7 @@ std::vector<BenchCase> DenseCases(const BenchShapes& shapes, DType format, const
   std::vector<BenchCase> dense, decode, backward;
   for (const GemmShape& s : shapes.gemm) {
     if (s.M <= kDecodeRows) {
-      decode.push_back(DecodeCase(s, format, peers));
+      decode.push_back(DecodeCase(s, format, peers, shapes.cold_bytes));
       continue;
     }
     dense.push_back(DenseCase(s, format, peers));

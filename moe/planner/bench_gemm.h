@@ -25,7 +25,7 @@ using GemmPeers = std::function<std::vector<BenchPeer>(const PeerProduct&)>;
 // y [M,N] = x [M,K] W^T with W packed once; groups "dense" (warm: the same weight again and again) and "decode" (cold: as many
 // weights as it takes to leave the last-level cache, in turn; its work is the bytes of one weight).
 BenchCase DenseCase(const GemmShape& shape, DType format, const GemmPeers& peers);
-BenchCase DecodeCase(const GemmShape& shape, DType format, const GemmPeers& peers);
+BenchCase DecodeCase(const GemmShape& shape, DType format, const GemmPeers& peers, int64_t cold_bytes = -1);
 // Group "backward", beside the forward product: d_w += d_y^T x, and d_x = d_y W.
 BenchCase WeightGradCase(const GemmShape& shape, DType format);
 BenchCase InputGradCase(const GemmShape& shape, DType format);

@@ -228,12 +228,12 @@ struct DecodeWork {
   const MoeLayer& layer(size_t i) const { return layers[i % layers.size()]->layer; }
 };
 
-BenchRun Decode(const MoeShape& s, DType format, ExecContext& ctx) {
+BenchRun Decode(const MoeShape& s, DType format, int64_t cold_bytes, ExecContext& ctx) {
   const auto w = std::make_shared<DecodeWork>();
   const int64_t layer_bytes = s.E * ExpertBytes(s, format);
   const double touched = UniformDistinctExperts(s.E, s.k, s.T) * static_cast<double>(ExpertBytes(s, format));
   const int64_t most = std::clamp<int64_t>(kLayerBytes / layer_bytes, 1, kMaxLayers);
-  const int64_t count = std::min(most, ColdCount(static_cast<int64_t>(touched)));
+  const int64_t count = std::min(most, ColdCount(static_cast<int64_t>(touched), cold_bytes));
   for (int64_t i = 0; i < count; ++i) {
     w->layers.push_back(MakeLayer(s, format, Executor::kGrouped, false, static_cast<uint64_t>(3 * i + 1), ctx));
   }
@@ -288,7 +288,7 @@ std::vector<BenchCase> MoeDecodeCases(const BenchShapes& shapes, DType format) {
                    .kind = s.T == 1 ? "1 token" : "2 tokens and more",
                    .bounds = {{Ceiling::kReadChunks, static_cast<double>(layer)}},
                    .memory_bytes = std::max(kLayerBytes, layer),
-                   .prepare = [=](ExecContext& ctx) { return Decode(s, format, ctx); }});
+                   .prepare = [=, cold = shapes.cold_bytes](ExecContext& ctx) { return Decode(s, format, cold, ctx); }});
   }
   return out;
 }

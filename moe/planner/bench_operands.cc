@@ -53,8 +53,8 @@ Ceiling PeakOf(DType format) {
   return format == DType::kBf16 ? Ceiling::kPeakBf16 : Ceiling::kPeakF32;
 }
 
-int64_t ColdCount(int64_t bytes) {
-  return std::clamp<int64_t>(CeilingProbe::DefaultBytes() / bytes + 1, 2, 4096);
+int64_t ColdCount(int64_t bytes, int64_t cold_bytes) {
+  return std::clamp<int64_t>((cold_bytes < 0 ? CeilingProbe::DefaultBytes() : cold_bytes) / bytes + 1, 2, 4096);
 }
 
 }  // namespace moe

@@ -35,8 +35,8 @@ struct BenchOperands {
 double GemmFlop(int64_t M, int64_t N, int64_t K);
 // What products of this format are a fraction of.
 Ceiling PeakOf(DType format);
-// How many things of so many bytes, used in turn, come from memory every time: four last-level caches of them.
-// (At most 4096: things of a few kilobytes stay in the caches.)
-int64_t ColdCount(int64_t bytes);
+// How many things of so many bytes, used in turn, come from memory every time: four last-level caches of them, unless
+// cold_bytes says how much. (At most 4096: things of a few kilobytes stay in the caches.)
+int64_t ColdCount(int64_t bytes, int64_t cold_bytes = -1);
 
 }  // namespace moe

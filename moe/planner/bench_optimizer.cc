@@ -44,7 +44,23 @@ struct Work {
   std::vector<AdamwTensor> tensors;
 };
 
-std::function<void()> StepOver(const std::vector<Shape>& shapes, std::optional<DType> packs, ExecContext& ctx) {
+BenchCase Case(const std::string& name, const std::vector<Shape>& shapes, std::optional<DType> packs) {
+  int64_t values = 0;
+  for (const Shape& shape : shapes) values += ValuesOf(shape);
+  const int64_t pack_bytes = packs ? 2 * SizeOf(*packs) : 0;  // written
+  // Value, gradient and two moments are read and written, as the probe does it; it writes no packs, so that theirs are counted
+  // as if they went at its rate.
+  return {.group = "adamw",
+          .name = name,
+          .kind = packs ? "packs" : "no packs",
+          .bounds = {{Ceiling::kOptimizerStream, static_cast<double>(values * (4 * 8 + pack_bytes))}},
+          .memory_bytes = values * (4 * 4 + pack_bytes),
+          .prepare = [=](ExecContext& ctx) { return BenchRun{.run = AdamwOver(shapes, packs, ctx)}; }};
+}
+
+}  // namespace
+
+std::function<void()> AdamwOver(const std::vector<Shape>& shapes, std::optional<DType> packs, ExecContext& ctx) {
   const auto w = std::make_shared<Work>();
   for (const Shape& shape : shapes) {
     Parameter& p = w->store.Add(fmt::format("{}", w->tensors.size()), shape, true, shape.size() == 3 ? shape[0] : 0);
@@ -61,22 +77,6 @@ std::function<void()> StepOver(const std::vector<Shape>& shapes, std::optional<D
   }
   return [w, &ctx] { AdamwPass(kStep, w->tensors, ctx); };
 }
-
-BenchCase Case(const std::string& name, const std::vector<Shape>& shapes, std::optional<DType> packs) {
-  int64_t values = 0;
-  for (const Shape& shape : shapes) values += ValuesOf(shape);
-  const int64_t pack_bytes = packs ? 2 * SizeOf(*packs) : 0;  // written
-  // Value, gradient and two moments are read and written, as the probe does it; it writes no packs, so that theirs are counted
-  // as if they went at its rate.
-  return {.group = "adamw",
-          .name = name,
-          .kind = packs ? "packs" : "no packs",
-          .bounds = {{Ceiling::kOptimizerStream, static_cast<double>(values * (4 * 8 + pack_bytes))}},
-          .memory_bytes = values * (4 * 4 + pack_bytes),
-          .prepare = [=](ExecContext& ctx) { return BenchRun{.run = StepOver(shapes, packs, ctx)}; }};
-}
-
-}  // namespace
 
 std::vector<BenchCase> OptimizerCases(const BenchShapes& shapes, DType format) {
   std::vector<BenchCase> out;

@@ -40,6 +40,7 @@ struct BenchShapes {
   std::vector<GemmShape> sparse;  // M and N multiples of kSparseMultiple
   std::vector<AttentionBenchShape> attention;
   std::vector<int64_t> adamw;  // values
+  int64_t cold_bytes = -1;     // what decodes go through before they come back, at least; -1: far more than the caches hold
   bool operator==(const BenchShapes&) const = default;
 };
 

@@ -9,7 +9,6 @@
 #include "moe/costs/machine_json.h"
 #include "moe/files/atomic_file.h"
 #include "moe/files/json.h"
-#include "moe/planner/probe.h"
 
 namespace moe {
 namespace {
@@ -64,8 +63,20 @@ std::string Staleness(const MachineProfile& machine, const ExecContext& ctx) {
   if (machine.cpu != GetCpuInfo().name) return differs("processor", machine.cpu, GetCpuInfo().name);
   if (machine.isa != ctx.kernels.name) return differs("kernels", machine.isa, ctx.kernels.name);
   if (machine.version != Version()) return differs("version", machine.version, Version());
+  if (machine.revision != kProfileRevision) {
+    return fmt::format("of revision {}, this program measures revision {}", machine.revision, kProfileRevision);
+  }
   if (machine.threads != ctx.pool.num_threads()) {
     return fmt::format("of {} threads, this process has {}", machine.threads, ctx.pool.num_threads());
+  }
+  return {};
+}
+
+// What a file says nothing of is filled in by reckoning, which a measured profile needs nowhere.
+std::string Missing(const nlohmann::json& kept, const MachineProfile& machine) {
+  const nlohmann::json whole = JsonOf(machine);
+  for (const auto& [key, value] : whole.items()) {
+    if (!kept.contains(key) || kept[key].size() != value.size()) return key;
   }
   return {};
 }
@@ -73,10 +84,13 @@ std::string Staleness(const MachineProfile& machine, const ExecContext& ctx) {
 KeptMachine ReadKeptMachine(const std::string& path, const ExecContext& ctx) {
   if (path.empty()) return {{}, "there is no profile of this machine"};
   if (!Exists(path)) return {{}, fmt::format("there is no profile of this machine at {}", path)};
-  const auto machine = ReadMachine(path);
+  const auto json = LoadJson(path);
+  if (!json) return {{}, fmt::format("{} is broken ({})", path, json.error().what)};
+  const auto machine = MachineFromJson(*json, path);
   if (!machine) return {{}, fmt::format("{} is broken ({})", path, machine.error().what)};
-  const std::string stale = Staleness(*machine, ctx);
+  const std::string stale = Staleness(*machine, ctx), missing = Missing(*json, *machine);
   if (!stale.empty()) return {{}, fmt::format("{} is {}", path, stale)};
+  if (!missing.empty()) return {{}, fmt::format("{} lacks some of '{}'", path, missing)};
   return {*machine, ""};
 }
 
@@ -92,7 +106,7 @@ Result<MachineProfile> LoadOrProbe(const MachineRequest& request, ExecContext& c
     if (request.say) request.say(line);
   };
   say(fmt::format("{}: probing it, {:.0f} s", kept.why, request.seconds));
-  MeasuredProfile measured = MeasureProfile(request.seconds, request.buffer_bytes, request.progress, ctx);
+  MeasuredProfile measured = request.measure(request.seconds, request.buffer_bytes, request.progress, ctx);
   if (measured.interrupted) {
     return tl::make_unexpected(Error{"machine", "got Ctrl-C, expected time to measure it", kInterrupted});
   }

@@ -7,6 +7,7 @@
 
 #include "moe/costs/machine.h"
 #include "moe/ops/exec_context.h"
+#include "moe/planner/probe.h"
 
 namespace moe {
 
@@ -35,6 +36,7 @@ struct MachineRequest {
   int64_t buffer_bytes = -1;                              // of CalibrateOptions
   std::function<void(const std::string& line)> say = {};  // before it is measured, and why; may be empty
   std::function<void(double share)> progress = {};        // may be empty
+  std::function<decltype(MeasureProfile)> measure = MeasureProfile;
 };
 
 // Errors: an unknown name, a file that is asked for and broken, Ctrl-C (exit code 130). A kept profile that is missing, broken

@@ -43,18 +43,28 @@ struct Planner {
   double ranks() const { return D(options.parallel.ranks); }
   int64_t SequencesOf(int64_t batch) const { return StepOf(batch).sequences(); }
 
-  StepTime Time(const ModelConfig& shape, int64_t batch, std::vector<ExpertChances> chances) const {
+  StepTime Time(const ModelConfig& shape, int64_t batch, std::vector<ExpertChances> chances,
+                std::vector<double> distinct = {}) const {
     const WeightType& type = options.dtype;
-    return Predict({shape, type.format, std::move(chances), type.ours ? 0 : type.bytes}, StepOf(batch), now);
+    return Predict({shape, type.format, std::move(chances), type.ours ? 0 : type.bytes, std::move(distinct)}, StepOf(batch),
+                   now);
   }
 
   // Of the experts of one rank: of skewed ones the rank with the most popular, which all others wait for. [L]
-  std::vector<ExpertChances> Chances(const ModelConfig& shape) const {
-    std::vector<ExpertChances> all(shape.layers.size());
+  std::vector<ExpertChances> Chances() const {
+    if (options.measured == nullptr) return Chances(options.routing);
+    std::vector<ExpertChances> all;
+    for (const ExpertChances& chances : options.measured->chances) {
+      all.push_back(BusiestRank(chances, options.parallel.ranks));
+    }
+    return all;
+  }
+  std::vector<ExpertChances> Chances(const SweepRouting& routing) const {
+    std::vector<ExpertChances> all(config.layers.size());
     for (size_t l = 0; l < all.size(); ++l) {
-      if (shape.layers[l].ffn != FfnKind::kMoe) continue;
-      const RouterConfig& router = shape.layers[l].moe.router;
-      const ExpertChances chances = options.routing.Chances(router.num_experts, router.top_k);
+      if (config.layers[l].ffn != FfnKind::kMoe) continue;
+      const RouterConfig& router = config.layers[l].moe.router;
+      const ExpertChances chances = routing.Chances(router.num_experts, router.top_k);
       for (int64_t e = 0; e < router.num_experts; e += options.parallel.ranks) {
         all[l].p.push_back(chances.p[static_cast<size_t>(e)]);
       }
@@ -62,14 +72,37 @@ struct Planner {
     return all;
   }
 
+  // Where tokens come as runs of a text, which choose alike. Tokens of a decode step do not: their chances say all. [L]
+  std::vector<double> Distinct(int64_t batch) const {
+    if (options.measured == nullptr || options.phase == Phase::kDecode) return {};
+    return DistinctExpertsOf(*options.measured, StepOf(batch), options.parallel.ranks);
+  }
+
+  std::optional<AssumedExperts> Assumed(int64_t batch) const {
+    if (options.measured == nullptr) return std::nullopt;
+    const double tokens = D(batch) * ranks();
+    const std::vector<ExpertChances> own = Chances(), uniform = Chances({.kind = SweepRouting::kUniform});
+    const std::vector<double> runs = Distinct(batch);
+    AssumedExperts sum;
+    double layers = 0;
+    for (size_t l = 0; l < own.size(); ++l) {
+      if (own[l].p.empty()) continue;
+      ++layers, sum.uniform += DistinctExperts(uniform[l], tokens), sum.by_frequency += DistinctExperts(own[l], tokens);
+      if (!runs.empty()) sum.runs = sum.runs.value_or(0) + runs[l];
+    }
+    sum.uniform /= layers, sum.by_frequency /= layers;
+    if (sum.runs) *sum.runs /= layers;
+    return sum;
+  }
+
   // A rank's step: its own tokens for everything but the experts, and its experts' share of everybody's. What experts' products
   // take is the difference of two steps with all tokens, one of which comes to no expert.
   StepTime RankTime(int64_t batch) const {
-    if (options.parallel.ranks == 1) return Time(config, batch, Chances(config));
+    if (options.parallel.ranks == 1) return Time(config, batch, Chances(), Distinct(batch));
     const std::vector<ExpertChances> none(config.layers.size());
     const int64_t all = batch * options.parallel.ranks;
     StepTime time = Time(config, batch, none);
-    Add(time, Time(config, all, Chances(config)), 1);
+    Add(time, Time(config, all, Chances(), Distinct(batch)), 1);
     Add(time, Time(config, all, none), -1);
     return time;
   }
@@ -208,6 +241,7 @@ PlanRow RowOf(int64_t batch, const Plan& plan, const Planner& planner, const Twi
   if (twins.active) row.dense_active = planner.DenseCell(*twins.active, batch);
   row.memory_bytes = planner.MemoryAt(plan.memory, plan.memory.weights, batch);
   row.regime = row.model.time.memory_bound() ? Regime::kMemory : Regime::kCompute;
+  row.assumed = planner.Assumed(batch);
   return row;
 }
 
@@ -288,6 +322,8 @@ Status CheckPlan(const ModelConfig& config, const PlanOptions& options) {
 Result<Plan> MakePlan(const std::string& name, const ModelConfig& config, const MachineProfile& machine,
                       const PlanOptions& options) {
   MOE_TRY(CheckPlan(config, options));
+  MOE_CHECK(options.measured == nullptr || options.measured->chances.size() == config.layers.size(),
+            "routing of {} layers, expected {}", options.measured->chances.size(), config.layers.size());
   Plan plan{.name = name, .config = config, .machine = machine, .options = options};
   const Planner planner{plan.config, plan.options, {.machine = plan.machine}};
   plan.parameters = CountParameters(config);
@@ -300,7 +336,7 @@ Result<Plan> MakePlan(const std::string& name, const ModelConfig& config, const 
     plan.active_twin_weights = planner.Weights(*twins.active, options.dtype, 0);
   }
   for (const int64_t batch : options.batches) plan.rows.push_back(RowOf(batch, plan, planner, twins));
-  plan.boundaries = BoundariesOf(config, machine, options.dtype.format, options.dtype.bytes);
+  plan.boundaries = BoundariesOf(config, machine, options.dtype.format, options.dtype.bytes, options.phase);
   Judge(plan);
   plan.best_batch = options.max_s || options.memory_bytes ? BestWithinBounds(plan, planner) : plan.knee;
   if (!plan.best_batch) return plan;

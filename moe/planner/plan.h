@@ -3,12 +3,14 @@
 // the regimes of the valley lie, which batch to take.
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "moe/base/result.h"
 #include "moe/costs/machine.h"
+#include "moe/planner/measured_routing.h"
 #include "moe/planner/predict.h"
 #include "moe/planner/regimes.h"
 #include "moe/planner/sweep.h"
@@ -36,9 +38,10 @@ struct PlanOptions {
   std::vector<int64_t> batches = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096};  // ascending; of each rank
   int64_t context = 64;                                                                      // see Phase
   WeightType dtype;
-  SweepRouting routing;                // kModel: uniform
-  std::optional<double> max_s;         // of a step
-  std::optional<double> memory_bytes;  // of a rank
+  SweepRouting routing;                             // kModel: uniform
+  std::shared_ptr<const MeasuredRouting> measured;  // of this model on a text; then `routing` says nothing
+  std::optional<double> max_s;                      // of a step
+  std::optional<double> memory_bytes;               // of a rank
   ExpertParallel parallel;
 };
 
@@ -63,12 +66,22 @@ struct PlanCell {
   std::string_view bound() const;
 };
 
+// Experts of a rank that a step touches, mean over MoE layers, by what is assumed of tokens.
+struct AssumedExperts {
+  double uniform = 0;          // each chooses every expert alike
+  double by_frequency = 0;     // each chooses an expert as often as the text does, whatever the others do
+  std::optional<double> runs;  // as runs of the text; not in decode, where every token is of another sequence
+
+  double touched() const { return runs.value_or(by_frequency); }
+};
+
 struct PlanRow {
   int64_t batch = 0;
   PlanCell model;
   std::optional<PlanCell> dense_total, dense_active;  // of a model with experts
   double memory_bytes = 0;
-  Regime regime = Regime::kMemory;  // of a dense model: by what binds
+  Regime regime = Regime::kMemory;        // of a dense model: by what binds
+  std::optional<AssumedExperts> assumed;  // of measured routing
 
   double speedup_total() const { return dense_total->time.s / model.time.s; }
   double speedup_active() const { return dense_active->time.s / model.time.s; }

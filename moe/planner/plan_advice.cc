@@ -4,6 +4,7 @@
 
 #include "moe/base/progress.h"
 #include "moe/planner/plan_report.h"
+#include "moe/planner/plan_routing.h"
 
 namespace moe {
 namespace {
@@ -138,6 +139,7 @@ std::vector<std::string> PlanAdvice(const Plan& plan) {
   advice.push_back(adviser.Active());
   advice.push_back(adviser.Dense());
   if (std::string attention = adviser.Attention(); !attention.empty()) advice.push_back(std::move(attention));
+  if (std::string assumed = AssumedAdvice(plan); !assumed.empty()) advice.push_back(std::move(assumed));
   return advice;
 }
 

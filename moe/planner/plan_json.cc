@@ -30,6 +30,10 @@ json RowJson(const Plan& plan, const PlanRow& row) {
   json out = {{"batch", row.batch}, {"memory_bytes", row.memory_bytes}};
   if (plan.moe()) {
     model["distinct_experts"] = row.model.time.distinct_experts;
+    if (row.assumed) {
+      model["distinct_experts_uniform"] = row.assumed->uniform;
+      model["distinct_experts_by_frequency"] = row.assumed->by_frequency;
+    }
     model["all_to_all_bytes"] = row.model.all_to_all_bytes;
     out["dense_total"] = CellJson(*row.dense_total), out["dense_active"] = CellJson(*row.dense_active);
     out["speedup_total"] = row.speedup_total(), out["speedup_active"] = row.speedup_active();
@@ -60,7 +64,11 @@ json MemoryJson(const Plan& plan) {
           {"program", plan.memory.program}};
 }
 
-json RoutingJson(const SweepRouting& routing) {
+json RoutingJson(const PlanOptions& options) {
+  if (options.measured != nullptr) {
+    return {{"kind", "measured"}, {"tokens", options.measured->tokens}, {"files", options.measured->files}};
+  }
+  const SweepRouting& routing = options.routing;
   if (routing.kind != SweepRouting::kZipf) return "uniform";
   return fmt::format("zipf:{:g}", routing.s);
 }
@@ -79,7 +87,7 @@ json PlanJson(const Plan& plan) {
               {"phase", std::string(Name(options.phase))},
               {"dtype", std::string(options.dtype.name)},
               {"context", options.context},
-              {"routing", RoutingJson(options.routing)},
+              {"routing", RoutingJson(options)},
               {"parameters_total", plan.parameters.total},
               {"parameters_active", plan.parameters.active},
               {"experts", plan.experts},

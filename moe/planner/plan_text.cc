@@ -4,6 +4,7 @@
 
 #include "moe/base/progress.h"
 #include "moe/planner/plan_report.h"
+#include "moe/planner/plan_routing.h"
 #include "moe/planner/wrapped.h"
 
 namespace moe {
@@ -37,10 +38,7 @@ std::string Header(const Plan& plan) {
                       FormatCount(static_cast<double>(plan.parameters.total)),
                       FormatCount(static_cast<double>(plan.parameters.active)), plan.config.layers.size(), Shape(plan.config),
                       options.dtype.name);
-  if (plan.moe()) {
-    text += options.routing.kind == SweepRouting::kZipf ? fmt::format(", routing zipf:{:g}", options.routing.s)
-                                                        : ", uniform routing";
-  }
+  if (plan.moe()) text += ", " + RoutingOf(options);
   text += fmt::format("\nmachine   {}{}{}, weights from memory at {}, {} {}\n", m.name,
                       m.cpu.empty() || m.cpu == m.name ? "" : ": " + m.cpu,
                       m.threads > 1 ? fmt::format(", {} threads", m.threads) : "", FormatRate(m.memory_bytes_per_s(), "B"),
@@ -146,8 +144,9 @@ std::string BoundaryText(const Plan& plan) {
   const auto line = [&](const std::string& name, const std::string& value, const std::string& meaning) {
     text += fmt::format("  {:<6} {:>8}   {}\n", name, value, meaning);
   };
-  if (plan.moe()) line("B_sat", Number(b.b_sat), "(E/k) ln 20: 95 % of the experts are read");
-  line("B_d", Number(b.b_d), "gamma w / (2 beta): a dense model is bound by arithmetic");
+  const char* uniform = plan.options.measured != nullptr ? ", if routing were uniform" : "";
+  if (plan.moe()) line("B_sat", Number(b.b_sat), fmt::format("(E/k) ln 20: 95 % of the experts are read{}", uniform));
+  line("B_d", Number(b.b_d), std::string(MeaningOfBd(plan.options.phase)));
   if (!plan.moe()) return text;
   line("B_m", Number(b.b_m), "(E/k) B_d: so is every expert of the MoE");
   text += fmt::format("  speed-up over equal total passes {} at batch {}\n", kGain, List(plan.crossover_total));
@@ -215,7 +214,8 @@ TerminalPlot ValleyOf(const Plan& plan) {
 }
 
 std::string PlanText(const Plan& plan, const TextStyle& style) {
-  std::string text = Header(plan) + MemoryTable(plan) + Table(plan) + Valley(plan, style) + BoundaryText(plan) + BestText(plan);
+  std::string text = Header(plan) + MemoryTable(plan) + Table(plan) + AssumedText(plan) + Valley(plan, style) +
+                     BoundaryText(plan) + BestText(plan);
   std::string advice = "\n";
   for (const std::string& line : PlanAdvice(plan)) advice += "- " + line + "\n";
   return text + Wrapped(advice, 2);

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "moe/base/progress.h"
+#include "moe/planner/plan_routing.h"
 #include "moe/planner/wrapped.h"
 
 namespace moe {
@@ -57,14 +58,6 @@ Status CheckLengths(const TextbookOptions& o) {
     }
   }
   return {};
-}
-
-// 10000 as people write it: "10,000".
-std::string Thousands(double value) {
-  std::string digits = fmt::format("{:.0f}", value);
-  if (digits.size() > 15) return fmt::format("{:.3g}", value);
-  for (size_t at = digits.size(); at > 3;) digits.insert(at -= 3, ",");
-  return digits;
 }
 
 std::string NameOf(const ToyPlan& plan) {

@@ -34,7 +34,7 @@ struct Timer {
     return {{.compute_s = s, .s = s}};
   }
   Timed operator()(const StreamOp& stream) const {
-    const double s = stream.bytes / (now.machine.optimizer_bytes_per_s * now.memory);
+    const double s = stream.bytes / (now.machine.adamw_bytes_per_s * now.memory);
     return {{.memory_s = s, .s = s}};
   }
 };
@@ -51,6 +51,7 @@ StepTime Predict(const StepModel& model, const Step& step, const Conditions& now
     out.part_s[static_cast<size_t>(op.part)] += timed.time.s - timed.imbalance_s - timed.time.fixed_s;
     out.memory_s += timed.time.memory_s, out.compute_s += timed.time.compute_s;
     out.bytes += op.bytes, out.flop += op.flop;
+    out.part_flop[static_cast<size_t>(op.part)] += op.flop;
   }
   double layers = 0;
   for (size_t l = 0; l < ops.distinct_experts.size(); ++l) {

@@ -14,7 +14,8 @@ struct StepTime {
   double sync_s = 0;                           // beginning and ending parallel work, and the step's fixed cost
   double memory_s = 0, compute_s = 0;          // by themselves, without overlap
   double bytes = 0, flop = 0;
-  double distinct_experts = 0;  // mean over MoE layers; 0 without any
+  std::array<double, kNumStepParts> part_flop{};  // sums up to flop
+  double distinct_experts = 0;                    // mean over MoE layers; 0 without any
 
   bool memory_bound() const { return memory_s > compute_s; }
 };

@@ -31,7 +31,6 @@ void TakeMedians(const MachineProfile& m, CeilingsOf& ceilings) {
   const std::pair<Ceiling, double> both[] = {{Ceiling::kRead, m.read_bytes_per_s},
                                              {Ceiling::kWeights, m.memory_bytes_per_s()},
                                              {Ceiling::kReadModifyWrite, m.rmw_bytes_per_s},
-                                             {Ceiling::kOptimizerStream, m.optimizer_bytes_per_s},
                                              {Ceiling::kPeakF32, m.peak_f32},
                                              {Ceiling::kPeakBf16, m.peak_bf16},
                                              {Ceiling::kPeakInt8, m.peak_int8},

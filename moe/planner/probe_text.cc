@@ -5,6 +5,7 @@
 
 #include "moe/base/progress.h"
 #include "moe/costs/machine_json.h"
+#include "moe/planner/bench_optimizer.h"
 #include "moe/planner/probe_json.h"
 #include "moe/planner/wrapped.h"
 
@@ -124,14 +125,13 @@ std::string FixedText(const MachineProfile& m) {
   };
   line("parallel work, begun and ended", FormatSeconds(m.barrier_s));
   for (const DType format : kFormats) {
-    const StreamCost& cost = m.stream(format);
+    const StreamCost& cost = m.stream(format, ProductKind::kGateUp);
     line(fmt::format("list of {} products whose weights are cold", Name(format)), FormatSeconds(cost.list_s));
     line(fmt::format("each matrix in it"), FormatSeconds(cost.matrix_s));
   }
   line("routing of a token, 64 experts, top 8", FormatSeconds(m.routing.At(1, 64, 8)));
   line("of 256 tokens", FormatSeconds(m.routing.At(256, 64, 8)));
-  constexpr double kAdamwBytes = 32;  // gradient, value and two moments, read and written
-  line("AdamW, per second", FormatCount(m.optimizer_bytes_per_s / kAdamwBytes) + " parameters");
+  line("AdamW of bf16 weights, per second", FormatCount(m.adamw_bytes_per_s / AdamwBytes(DType::kBf16)) + " parameters");
   return out;
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "moe/base/check.h"
+#include "moe/planner/bench_optimizer.h"
 #include "moe/planner/step_cost.h"
 #include "moe/planner/sweep_report.h"
 #include "moe/tensor/packed_weight.h"
@@ -23,12 +24,19 @@ double Between(std::span<const double> logs, std::span<const double> ratio, doub
 }
 
 // FLOP/s of a product of so many rows that all that is fixed is lost in it.
-double LargeProducts(const MachineProfile& machine, DType format, int64_t inputs) {
+double LargeProducts(const MachineProfile& machine, DType format, ProductKind kind, int64_t inputs) {
   constexpr double kRows = 4096;
-  const ProductCost& cost = machine.product(format, ProductKind::kGateUp);
+  const ProductCost& cost = machine.product(format, kind);
   double panel_s = D(inputs) * cost.step_s.TimeAt(kRows);
   if (!cost.panel_s.empty()) panel_s += cost.panel_s.TimeAt(kRows);
   return 2 * kRows * D(inputs) * D(kPanel) / panel_s;
+}
+
+// Of the parabola through three points of ascending x, the middle one the least.
+double Foot(const double (&x)[3], const double (&y)[3]) {
+  const double left = (y[0] - y[1]) / (x[1] - x[0]), right = (y[2] - y[1]) / (x[2] - x[1]);
+  if (left + right <= 0) return x[1];  // all three are the same
+  return x[1] + (left * (x[2] - x[1]) - right * (x[1] - x[0])) / (2 * (left + right));
 }
 
 }  // namespace
@@ -50,10 +58,45 @@ std::vector<Regime> RegimesOf(std::span<const double> speedup_total) {
   return out;
 }
 
-Boundaries BoundariesOf(const ModelConfig& config, const MachineProfile& machine, DType format, double weight_bytes) {
-  Boundaries out{.gamma = LargeProducts(machine, format, config.hidden), .beta = machine.memory_bytes_per_s()};
+std::vector<RegimeBand> BandsOf(std::span<const int64_t> batches, std::span<const double> speedup_total,
+                                std::span<const std::string> names) {
+  std::vector<RegimeBand> out;
+  for (size_t i = 0; i < names.size(); ++i) {
+    const double batch = D(batches[i]);
+    if (i > 0 && names[i] == names[i - 1]) {
+      out.back().to = batch;
+      continue;
+    }
+    double from = batch;
+    if (i > 0) {
+      const auto between = Crossings(batches.subspan(i - 1, 2), speedup_total.subspan(i - 1, 2), kGain);
+      from = between.empty() ? std::sqrt(batch * D(batches[i - 1])) : between.front();
+      out.back().to = from;
+    }
+    out.push_back({from, batch, names[i]});
+  }
+  return out;
+}
+
+std::string_view MeaningOfBd(Phase phase) {
+  if (phase != Phase::kTrain) return "gamma w / (2 beta): a dense model is bound by arithmetic";
+  return "arithmetic of a dense model takes as long as packs, gradients and AdamW's state";
+}
+
+Boundaries BoundariesOf(const ModelConfig& config, const MachineProfile& machine, DType format, double weight_bytes,
+                        Phase phase) {
+  const auto rate = [&](ProductKind kind) { return LargeProducts(machine, format, kind, config.hidden); };
+  Boundaries out{.gamma = rate(ProductKind::kGateUp), .beta = machine.memory_bytes_per_s()};
   out.b_sat = SaturationBatch(config);
-  out.b_d = out.gamma * weight_bytes / (2 * out.beta);
+  // Of a value of a matrix: moved once a step, and multiplied with one token.
+  double moved_s = weight_bytes / out.beta, multiplied_s = 2 / out.gamma;
+  if (phase == Phase::kTrain) {
+    constexpr double kGradBytes = 8;  // read and written back
+    moved_s += moved_s + kGradBytes / (out.beta * machine.stream(format, ProductKind::kWeightGrad).efficiency);
+    moved_s += AdamwBytes(format) / machine.adamw_bytes_per_s;
+    multiplied_s += 2 / rate(ProductKind::kDown) + 2 / rate(ProductKind::kWeightGrad);
+  }
+  out.b_d = moved_s / multiplied_s;
   out.b_m = out.b_sat / std::log(20.0) * out.b_d;
   return out;
 }
@@ -86,7 +129,9 @@ std::vector<double> ActiveCrossings(std::span<const int64_t> batches, std::span<
   const auto least = std::ranges::min_element(speedup_active);
   const auto at = static_cast<size_t>(least - speedup_active.begin());
   if (at == 0 || at + 1 >= speedup_active.size()) return {};
-  std::vector<double> out = {D(batches[at])};
+  double x[3], y[3];
+  for (size_t i = 0; i < 3; ++i) x[i] = std::log(D(batches[at + i - 1])), y[i] = speedup_active[at + i - 1];
+  std::vector<double> out = {std::exp(Foot(x, y))};
   constexpr double kBack = 0.8;
   if (*least >= kBack) return out;
   const auto rises = Crossings(batches.subspan(at), speedup_active.subspan(at), kBack);

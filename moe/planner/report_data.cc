@@ -7,8 +7,10 @@
 
 #include "moe/base/progress.h"
 #include "moe/planner/plan_report.h"
+#include "moe/planner/plan_routing.h"
 #include "moe/planner/report_html.h"
 #include "moe/planner/sweep_report.h"
+#include "moe/planner/sweep_words.h"
 
 namespace moe {
 namespace {
@@ -84,37 +86,26 @@ ReportFigures FiguresOf(const SweepCell& cell, const ModelConfig& config, int64_
 
 constexpr int kShadeOf[] = {0, 8, 2};  // of Regime, in kChartColors
 
-// Stretches of rows of one regime; they meet where the speed-up passes kGain, or half way between the batches.
 void AddRegimes(const std::vector<double>& speedup, EconomicsReport& report) {
-  const auto& rows = report.rows;
   std::vector<int64_t> batches;
-  for (const ReportRow& row : rows) batches.push_back(row.batch);
+  std::vector<std::string> names;
+  for (const ReportRow& row : report.rows) {
+    batches.push_back(row.batch), names.push_back(row.regime.empty() ? "not named" : row.regime);
+  }
   const auto shade = [](const std::string& name) {
     for (const Regime regime : {Regime::kMemory, Regime::kMiddle, Regime::kCompute}) {
       if (Name(regime) == name) return kShadeOf[static_cast<size_t>(regime)];
     }
     return -1;
   };
-  for (size_t i = 0; i < rows.size(); ++i) {
-    const auto batch = static_cast<double>(rows[i].batch);
-    const bool same = i > 0 && rows[i].regime == rows[i - 1].regime;
-    if (same) {
-      report.regimes.back().to = batch;
-      continue;
-    }
-    double from = batch;
-    if (i > 0) {
-      const auto between = Crossings(std::span(batches).subspan(i - 1, 2), std::span(speedup).subspan(i - 1, 2), kGain);
-      from = between.empty() ? std::sqrt(batch * static_cast<double>(rows[i - 1].batch)) : between.front();
-      report.regimes.back().to = from;
-    }
-    report.regimes.push_back({from, batch, rows[i].regime.empty() ? "not named" : rows[i].regime, shade(rows[i].regime)});
+  for (const RegimeBand& band : BandsOf(batches, speedup, names)) {
+    report.regimes.push_back({band.from, band.to, band.name, shade(band.name)});
   }
 }
 
-void AddBoundaries(const Boundaries& b, EconomicsReport& report) {
+void AddBoundaries(const Boundaries& b, Phase phase, EconomicsReport& report) {
   if (b.b_sat > 0) report.boundaries.push_back({"B_sat", "(E/k) ln 20: 95 % of the experts are read", b.b_sat});
-  if (b.b_d > 0) report.boundaries.push_back({"B_d", "gamma w / (2 beta): a dense model is bound by arithmetic", b.b_d});
+  if (b.b_d > 0) report.boundaries.push_back({"B_d", std::string(MeaningOfBd(phase)), b.b_d});
   if (b.b_m > 0) report.boundaries.push_back({"B_m", "(E/k) B_d: so is every expert of the MoE", b.b_m});
 }
 
@@ -193,7 +184,7 @@ EconomicsReport ReportOf(const Plan& plan) {
     report.rows.push_back(std::move(out));
   }
   if (plan.moe()) AddRegimes(plan.SpeedupTotal(), report);
-  AddBoundaries(plan.boundaries, report);
+  AddBoundaries(plan.boundaries, plan.options.phase, report);
   AddRoofs(plan.machine, plan.boundaries.gamma, report);
   if (plan.moe() && !plan.crossover_total.empty()) report.tables.push_back(CrossingTable(plan));
   report.tables.push_back(MemoryTable(plan));
@@ -201,7 +192,9 @@ EconomicsReport ReportOf(const Plan& plan) {
                     fmt::format(", {} {}.", Name(plan.options.dtype.format), FormatRate(plan.boundaries.gamma, "FLOP")),
                 SourceText(plan.machine)};
   if (plan.moe()) {
-    report.how.push_back(plan.options.routing.kind == SweepRouting::kZipf
+    report.how.push_back(plan.options.measured != nullptr
+                             ? "Experts are chosen as the model chose: " + RoutingOf(plan.options) + "."
+                         : plan.options.routing.kind == SweepRouting::kZipf
                              ? fmt::format("Experts are chosen with chances that fall as rank^-{:g}.", plan.options.routing.s)
                              : "Experts are chosen with equal chances.");
   }
@@ -235,9 +228,10 @@ HtmlTable ErrorTable(const Verification& v) {
 
 HtmlTable CheckTable(const Verification& v) {
   HtmlTable table{.caption = "Boundaries of the curves, as batches", .head = {"", "predicted", "measured", "factor"}};
+  const auto side = [](const std::optional<double>& batch) { return batch ? fmt::format("{:.1f}", *batch) : "–"; };
   for (const BoundaryCheck& b : v.boundaries) {
     table.rows.push_back(
-        {b.name, fmt::format("{:.1f}", b.predicted), fmt::format("{:.1f}", b.measured), fmt::format("{:.2f}", b.factor())});
+        {b.name, side(b.predicted), side(b.measured), fmt::format("{}{:.2f}", b.exact() ? "" : "at least ", b.factor())});
   }
   return table;
 }
@@ -258,8 +252,7 @@ std::vector<std::string> SweepAdvice(const SweepReport& sweep, const std::vector
   };
   if (!total.empty()) {
     const size_t low = least(total);
-    std::string text =
-        fmt::format("Against the dense model of equal total size the MoE is {} at batch {}", Times(total.front()), batch(0));
+    std::string text = fmt::format("{} the MoE is {} at batch {}", AgainstTwin("total size"), Times(total.front()), batch(0));
     if (low > 0) text += fmt::format(", {} at its least, batch {}", Times(total[low]), batch(low));
     if (low + 1 < rows.size()) {
       const size_t twin = static_cast<size_t>(sweep.Find(SweepRole::kDenseTotal) - sweep.subjects.data());
@@ -280,38 +273,31 @@ std::vector<std::string> SweepAdvice(const SweepReport& sweep, const std::vector
   }
   if (!active.empty()) {
     const size_t low = least(active);
-    out.push_back(
-        fmt::format("Against the dense model of equal active size it is {} at batch {}, and {} at its worst, batch {}.",
-                    Times(active.front()), batch(0), Times(active[low]), batch(low)));
+    out.push_back(fmt::format("{} it is {} at batch {}, and {} at its worst, batch {}.", AgainstTwin("active size"),
+                              Times(active.front()), batch(0), Times(active[low]), batch(low)));
   }
   if (!sweep.subjects.front().config.has_experts()) out.emplace_back("This model has no experts: it was measured alone.");
   return out;
 }
 
 std::vector<std::string> HowMeasured(const SweepReport& sweep, const Verification* v, const MachineProfile* machine) {
-  double low = 0, high = 0, repeats = 0, cells = 0;
-  int64_t least = 0, most = 0;
+  double repeats = 0, cells = 0;
   for (const SweepRow& row : sweep.rows) {
-    low = low == 0 ? row.read_min : std::min(low, row.read_min), high = std::max(high, row.read_max);
-    least = least == 0 ? row.rounds : std::min(least, row.rounds), most = std::max(most, row.rounds);
     for (const SweepCell& cell : row.cells) repeats += cell.repeat_error, ++cells;
   }
+  const ReadRange reads = ReadsOf(sweep);
+  const std::string forced = ForcedText(sweep.routing);
   std::vector<std::string> out = {
-      fmt::format("Measured on {}, {} {}, {}; read probe {} to {}.", sweep.cpu, sweep.threads,
-                  sweep.threads == 1 ? "thread" : "threads", sweep.isa, FormatRate(low, "B"), FormatRate(high, "B")),
-      fmt::format(
-          "Models took turns: medians of {} interleaved rounds per batch, {} in all; the sweep repeats itself within {}.",
-          least == most ? fmt::format("{}", least) : fmt::format("{} to {}", least, most), FormatSeconds(sweep.seconds),
-          Percent(cells > 0 ? repeats / cells : 0)),
-      sweep.routing.kind == SweepRouting::kModel ? "The model's own routers chose the experts."
-      : sweep.routing.kind == SweepRouting::kUniform
-          ? "Tokens were forced to experts, all alike."
-          : fmt::format("Tokens were forced to experts, Zipf({:g}).", sweep.routing.s)};
-  if (sweep.core_wait > 0.02) {
+      fmt::format("Measured on {}; read probe {} to {}.", MeasuredOn(sweep), FormatRate(reads.min, "B"),
+                  FormatRate(reads.max, "B")),
+      fmt::format("Models took turns: medians {}; the sweep repeats itself within {}.", RoundsText(sweep),
+                  Percent(cells > 0 ? repeats / cells : 0)),
+      forced.empty() ? "The model's own routers chose the experts." : "Tokens were " + forced + "."};
+  if (sweep.core_wait > kQuietCores) {
     out.push_back(
         fmt::format("Other programs took {:.0f} % of the cores' time: all figures are too slow.", 100 * sweep.core_wait));
   }
-  if (sweep.interrupted) out.emplace_back("Stopped before the end: larger batches are missing.");
+  if (sweep.interrupted) out.emplace_back(kStoppedEarly);
   if (v == nullptr) return out;
   out.push_back("Predicted with the profile of " + MachineText(*machine) + ". " + SourceText(*machine));
   out.push_back(
@@ -368,11 +354,12 @@ EconomicsReport ReportOf(const SweepReport& sweep, const std::string& name, cons
     report.memory_bytes_per_s = sweep.rows[sweep.rows.size() / 2].read_bytes_per_s;
   }
   if (v == nullptr) {
-    AddBoundaries({.b_sat = SaturationBatch(model.config)}, report);
+    AddBoundaries({.b_sat = SaturationBatch(model.config)}, sweep.phase, report);
     return report;
   }
-  const Boundaries boundaries = BoundariesOf(model.config, *machine, sweep.format, sweep.format == DType::kF32 ? 4 : 2);
-  AddBoundaries(boundaries, report), AddRoofs(*machine, boundaries.gamma, report);
+  const Boundaries boundaries =
+      BoundariesOf(model.config, *machine, sweep.format, sweep.format == DType::kF32 ? 4 : 2, sweep.phase);
+  AddBoundaries(boundaries, sweep.phase, report), AddRoofs(*machine, boundaries.gamma, report);
   report.advice.push_back(fmt::format("The prediction of a step is off by {} on average.", Percent(v->adjacent.all)));
   report.tables = {ErrorTable(*v)};
   if (!v->boundaries.empty()) report.tables.push_back(CheckTable(*v));

@@ -5,10 +5,9 @@
 
 #include "moe/base/clock.h"
 #include "moe/base/cpu_info.h"
-#include "moe/base/rng.h"
 #include "moe/mixture/moe_metrics.h"
-#include "moe/mixture/replay.h"
 #include "moe/planner/route_times.h"
+#include "moe/planner/routing_trace.h"
 
 namespace moe {
 namespace {
@@ -16,15 +15,10 @@ namespace {
 constexpr std::string_view kOwn = "model";
 
 // A layer with experts, and what was seen of it so far.
-struct Watched {
-  int64_t layer = 0;
-  RouterConfig router;
-  std::span<const float> selection_bias;
-  std::span<const ExpertGroup> groups;  // of the layer
-  std::vector<RouterConfig> policies;   // those of the report that go together with it, in their order
-  std::vector<int64_t> slot_begin = {0};
-  std::vector<int32_t> expert;
-  std::vector<float> first_logits;  // of the first step, [rows,E]
+struct Watched : TracedLayer {
+  std::span<const ExpertGroup> groups = {};  // of the layer
+  std::vector<RouterConfig> policies = {};   // those of the report that go together with it, in their order
+  std::vector<float> first_logits = {};      // of the first step, [rows,E]
 
   std::span<const float> BiasFor(const RouterConfig& policy) const {
     return TakesBiasOf(router, policy) ? selection_bias : std::span<const float>();
@@ -33,16 +27,10 @@ struct Watched {
 
 class Watcher {
  public:
-  Watcher(Model& model, const RouteOptions& options, ExecContext& ctx) : options_(options), pool_(ctx.pool), ctx_(ctx) {
-    const auto& layers = model.config().layers;
-    for (size_t l = 0; l < layers.size(); ++l) {
-      if (layers[l].ffn != FfnKind::kMoe) continue;
-      const MoeLayer& moe = model.moe_layer(static_cast<int64_t>(l));
-      const Parameter* bias = moe.weights.selection_bias;
-      watched_.push_back({.layer = static_cast<int64_t>(l),
-                          .router = layers[l].moe.router,
-                          .selection_bias = bias == nullptr ? std::span<const float>() : bias->value.span(),
-                          .groups = moe.config.groups});
+  Watcher(Model& model, const RouteOptions& options, ExecContext& ctx) : options_(options), ctx_(ctx), tracer_(ctx) {
+    for (TracedLayer& layer : LayersToTrace(model)) {
+      watched_.push_back({std::move(layer)});
+      watched_.back().groups = model.moe_layer(watched_.back().layer).config.groups;
     }
   }
 
@@ -70,30 +58,20 @@ class Watcher {
 
   // One step of the model.
   Status See(std::span<const RowInfo> rows, std::span<const MatView<float>> logits, std::vector<PolicyRoutes>& policies) {
-    const size_t begin = ids_.size();
-    std::vector<int32_t> sequence_begin;
-    for (size_t t = 0; t < rows.size(); ++t) {
-      ids_.push_back(rows[t].token_id);
-      if (rows[t].position == 0) sequence_begin.push_back(static_cast<int32_t>(t));
-    }
-    sequence_begin.push_back(static_cast<int32_t>(rows.size()));
-    if (begin == 0) first_sequences_ = sequence_begin;
+    const bool first = ids_.empty();
+    const TracedStep step(rows, options_.seed, std::ssize(ids_));
+    ids_.insert(ids_.end(), step.ids.begin(), step.ids.end());
+    if (first) first_sequences_ = step.sequence_begin;
     for (Watched& layer : watched_) {
       const MatView<float> z = logits[static_cast<size_t>(layer.layer)];
-      if (begin == 0) layer.first_logits.assign(z.data, z.data + z.rows * z.cols);
-      ReplayOptions replay{.training = false,
-                           .seed = MixBits(options_.seed ^ MixBits(begin ^ MixBits(static_cast<uint64_t>(layer.layer)))),
-                           .ids = std::span(ids_).subspan(begin),
-                           .sequence_begin = sequence_begin};
-      MOE_TRY(const Replay own, Replayed(layer, layer.router, z, replay));
-      const int64_t slots = layer.slot_begin.back();
-      for (size_t t = 1; t < own.slot_begin.size(); ++t) layer.slot_begin.push_back(slots + own.slot_begin[t]);
-      layer.expert.insert(layer.expert.end(), own.expert.begin(), own.expert.end());
-      replay.training = options_.training;
+      if (first) layer.first_logits.assign(z.data, z.data + z.rows * z.cols);
+      MOE_TRY(tracer_.Add(step, z, layer));
+      const ReplayOptions replay = step.Options(layer, options_.training);
       size_t next = 0;
       for (PolicyRoutes& policy : policies) {
         if (!policy.why.empty()) continue;
-        MOE_TRY(const Replay done, Replayed(layer, layer.policies[next++], z, replay));
+        const RouterConfig& config = layer.policies[next++];
+        MOE_TRY(const Replay done, tracer_.Replayed(config, z, layer.BiasFor(config), replay));
         PolicyLayer& sum = policy.layers[static_cast<size_t>(&layer - watched_.data())];
         for (size_t e = 0; e < sum.tokens_per_expert.size(); ++e) sum.tokens_per_expert[e] += done.tokens_per_expert[e];
         sum.slots += std::ssize(done.expert), sum.dropped += done.num_dropped;
@@ -134,18 +112,9 @@ class Watcher {
   const std::vector<Watched>& layers() const { return watched_; }
 
  private:
-  // In memory of its own: the step's is still in use.
-  Result<Replay> Replayed(const Watched& layer, RouterConfig policy, MatView<const float> z, const ReplayOptions& how) {
-    policy.bias = false;  // it is in the logits
-    arena_.Reset();
-    ExecContext own{pool_, arena_, ctx_.kernels};
-    return ReplayPolicy(policy, z, layer.BiasFor(policy), how, own);
-  }
-
   const RouteOptions& options_;
-  ThreadPool& pool_;
   ExecContext& ctx_;
-  Arena arena_;
+  Tracer tracer_;
   std::vector<Watched> watched_;
   std::vector<int32_t> ids_;
   std::vector<int32_t> first_sequences_;

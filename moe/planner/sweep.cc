@@ -17,7 +17,7 @@ namespace moe {
 namespace {
 
 constexpr int64_t kMinRounds = 3, kMaxRounds = 200;
-// Rounds whose probe differs more than this from the median probe were taken in another phase of the machine's memory.
+// Rounds whose probe of weights differs more than this from the median were taken in another phase of the machine's memory.
 constexpr double kSamePhase = 0.15;
 constexpr int64_t kPrefilled = 8;  // sequences whose past a loaded model computes; the others' is a copy
 constexpr float kCacheRms = 0.5f;  // what random weights give, rows of rms 1 times weights of 0.02, in width 600
@@ -156,7 +156,7 @@ Result<SweepReport> MeasureSweep(const ModelConfig& config, const Model* loaded,
     if (report.interrupted) break;
 
     SweepRow row{.batch = batch, .rounds = static_cast<int64_t>(probes.size())};
-    const std::vector<size_t> used = RoundsInPhase(probes, paces);
+    const std::vector<size_t> used = RoundsInPhase(weights_probes, paces);
     row.rounds_used = static_cast<int64_t>(used.size());
     std::vector<double> used_probes, used_weights, used_paces;
     for (const size_t i : used)

@@ -113,6 +113,12 @@ std::vector<double> CrossoverActive(const SweepReport& report) {
   return ActiveCrossings(curve.batches, curve.ratio);
 }
 
+void AddPlateau(const Plateau& plateau, const std::string& key, nlohmann::json& out) {
+  out[key] = plateau.exists();
+  out[key + "_from"] = plateau.deviation ? nlohmann::json(Rounded(plateau.from)) : nlohmann::json();
+  out[key + "_deviation"] = plateau.deviation ? nlohmann::json(*plateau.deviation) : nlohmann::json();
+}
+
 nlohmann::json SweepJson(const SweepReport& report, const std::string& name) {
   nlohmann::json out;
   std::vector<double> probes;
@@ -149,6 +155,14 @@ nlohmann::json SweepJson(const SweepReport& report, const std::string& name) {
     if (const auto speedup = report.Speedup(row, SweepRole::kDenseActive)) cells["speedup_active"] = *speedup;
     out["rows"].push_back(std::move(cells));
   }
+  std::vector<double> tokens_per_s;
+  std::vector<int64_t> measured;
+  for (const SweepRow& row : report.rows) {
+    measured.push_back(row.batch);
+    tokens_per_s.push_back(static_cast<double>(row.batch) / row.cells.front().s_per_step);
+  }
+  const auto knee = KneeOf(measured, tokens_per_s);
+  out["best_batch"] = knee ? nlohmann::json(*knee) : nlohmann::json();
   if (!report.subjects.front().config.has_experts()) return out;
   out["b_sat"] = Rounded(SaturationBatch(report.subjects.front().config));
   const auto list = [](const std::vector<double>& batches) {
@@ -156,7 +170,11 @@ nlohmann::json SweepJson(const SweepReport& report, const std::string& name) {
     for (const double batch : batches) array.push_back(Rounded(batch));
     return array;
   };
-  if (report.Find(SweepRole::kDenseTotal) != nullptr) out["crossover_total"] = list(CrossoverTotal(report));
+  if (report.Find(SweepRole::kDenseTotal) != nullptr) {
+    out["crossover_total"] = list(CrossoverTotal(report));
+    const Ratios curve = SpeedupCurve(report, SweepRole::kDenseTotal);
+    AddPlateau(PlateauOf(curve.batches, curve.ratio), "plateau", out);
+  }
   if (report.Find(SweepRole::kDenseActive) != nullptr) out["crossover_active"] = list(CrossoverActive(report));
   return out;
 }

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "moe/planner/regimes.h"
 #include "moe/planner/sweep.h"
 
 namespace moe {
@@ -23,6 +24,8 @@ std::vector<double> CrossoverTotal(const SweepReport& report);
 // where it is back at 0.8, if it is.
 std::vector<double> CrossoverActive(const SweepReport& report);
 
+// `key`, and with "_from" and "_deviation" behind it.
+void AddPlateau(const Plateau& plateau, const std::string& key, nlohmann::json& out);
 // As docs/cli.md describes. `name`: what the model was called on the command line.
 nlohmann::json SweepJson(const SweepReport& report, const std::string& name);
 

@@ -4,13 +4,13 @@
 
 #include "moe/base/progress.h"
 #include "moe/planner/sweep_report.h"
+#include "moe/planner/sweep_words.h"
 #include "moe/planner/wrapped.h"
 
 namespace moe {
 namespace {
 
 constexpr double kAsFast = 0.1;  // ratios within this of 1 are called equal
-constexpr double kQuiet = 0.02;  // waiting for cores that a machine of our own makes us do
 
 // "8 experts of width 256, top-2" of the first MoE layer.
 std::string Experts(const ModelConfig& config) {
@@ -38,17 +38,6 @@ std::string Gflop(double flop) {
   return flop < 999.5e9 ? fmt::format("{:.3g}", flop / 1e9) : fmt::format("{:.0f}", flop / 1e9);
 }
 
-struct ReadRange {
-  double min = 0, max = 0;
-};
-ReadRange Reads(const SweepReport& report) {
-  ReadRange range{report.rows.front().read_min, report.rows.front().read_max};
-  for (const SweepRow& row : report.rows) {
-    range.min = std::min(range.min, row.read_min), range.max = std::max(range.max, row.read_max);
-  }
-  return range;
-}
-
 // What was measured.
 std::string StepText(const SweepReport& report) {
   std::string text;
@@ -68,16 +57,14 @@ std::string StepText(const SweepReport& report) {
 
 std::string Header(const SweepReport& report, const std::string& name) {
   std::string text = StepText(report) + "\n\n";
-  text += fmt::format("{:<13} {}, {} {}, {}", "machine", report.cpu, report.threads, report.threads == 1 ? "thread" : "threads",
-                      report.isa);
+  text += fmt::format("{:<13} {}", "machine", MeasuredOn(report));
   if (!report.rows.empty()) {
-    const ReadRange reads = Reads(report);
+    const ReadRange reads = ReadsOf(report);
     text += fmt::format(", read probe {} to {} GB/s", Gb(reads.min), Gb(reads.max));
   }
   text += "\n";
-  if (report.routing.kind == SweepRouting::kUniform) text += "routing       tokens forced to experts, all alike\n";
-  if (report.routing.kind == SweepRouting::kZipf) {
-    text += fmt::format("routing       tokens forced to experts, Zipf({})\n", report.routing.s);
+  if (const std::string forced = ForcedText(report.routing); !forced.empty()) {
+    text += fmt::format("{:<13} tokens {}\n", "routing", forced);
   }
   for (const SweepSubject& subject : report.subjects) {
     const bool model = subject.role == SweepRole::kModel;
@@ -184,13 +171,13 @@ std::string SpeedNote(const SweepReport& report, SweepRole twin, std::string_vie
     const std::string ratios = first == last ? fmt::format("{:.2f}x", least) : fmt::format("{:.2f}x to {:.2f}x", least, most);
     parts.push_back(fmt::format("{} at batch {} ({})", kWords[speed(begin)], batches, ratios));
   }
-  return fmt::format("- Against the dense model of equal {} parameters the MoE is {}.\n", words, fmt::join(parts, ", "));
+  return fmt::format("- {} the MoE is {}.\n", AgainstTwin(words), fmt::join(parts, ", "));
 }
 
 std::string Notes(const SweepReport& report) {
   std::string text;
-  if (report.Find(SweepRole::kDenseTotal) != nullptr) text += SpeedNote(report, SweepRole::kDenseTotal, "total");
-  if (report.Find(SweepRole::kDenseActive) != nullptr) text += SpeedNote(report, SweepRole::kDenseActive, "active");
+  if (report.Find(SweepRole::kDenseTotal) != nullptr) text += SpeedNote(report, SweepRole::kDenseTotal, "total parameters");
+  if (report.Find(SweepRole::kDenseActive) != nullptr) text += SpeedNote(report, SweepRole::kDenseActive, "active parameters");
   const ModelConfig& config = report.subjects.front().config;
   if (!config.has_experts()) {
     text += "- This model has no experts: there is nothing to compare it with, it was measured alone.\n";
@@ -200,14 +187,14 @@ std::string Notes(const SweepReport& report) {
         "its equal-total twin reads.\n",
         SaturationBatch(config));
   }
-  const ReadRange reads = Reads(report);
+  const ReadRange reads = ReadsOf(report);
   if (reads.max > 1.25 * reads.min) {
     text += fmt::format(
         "- This machine's memory changed speed while measuring ({} to {} GB/s). Models took turns and rounds of "
         "another phase were left out, so ratios hold better than rates.\n",
         Gb(reads.min), Gb(reads.max));
   }
-  if (report.core_wait > kQuiet) {
+  if (report.core_wait > kQuietCores) {
     text += fmt::format(
         "- Other programs ran on these cores: threads waited {:.0f} % of the time for one. All figures are too slow, and "
         "ratios "
@@ -238,7 +225,7 @@ std::string Notes(const SweepReport& report) {
         "MiB).\n",
         fmt::join(partly, ", "), static_cast<double>(report.cache_bytes) / (1 << 20));
   }
-  if (report.interrupted) text += "- Stopped before the end: larger batches are missing.\n";
+  if (report.interrupted) text += fmt::format("- {}\n", kStoppedEarly);
   return text;
 }
 
@@ -260,13 +247,7 @@ std::string SweepText(const SweepReport& report, const std::string& name) {
   std::string text = Wrapped(Header(report, name), 14);
   if (report.rows.empty()) return text + "\nStopped before the first batch was measured.\n";
   text += SpeedTable(report) + WorkTable(report) + PartsTable(report) + "\n";
-  const auto rounds = std::minmax_element(report.rows.begin(), report.rows.end(),
-                                          [](const SweepRow& a, const SweepRow& b) { return a.rounds < b.rounds; });
-  const int64_t least = rounds.first->rounds, most = rounds.second->rounds;
-  const std::string how =
-      fmt::format("- Medians of {} interleaved rounds per batch, {} in all.\n",
-                  least == most ? std::to_string(least) : fmt::format("{} to {}", least, most), FormatSeconds(report.seconds));
-  return text + Wrapped(Notes(report) + how, 2);
+  return text + Wrapped(Notes(report) + fmt::format("- Medians {}.\n", RoundsText(report)), 2);
 }
 
 }  // namespace moe

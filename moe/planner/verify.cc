@@ -59,14 +59,61 @@ PredictionError Summarise(const SweepReport& report, const Verification& v, Step
   return out;
 }
 
-void Check(const std::string& name, const std::vector<double>& predicted, const std::vector<double>& measured,
-           std::vector<BoundaryCheck>& out) {
-  for (size_t i = 0; i < std::min(predicted.size(), measured.size()); ++i) {
-    out.push_back({name, predicted[i], measured[i]});
+std::optional<double> At(const std::vector<double>& all, size_t i) {
+  return i < all.size() ? std::optional(all[i]) : std::nullopt;
+}
+
+// Noise may cross a level more than once: left of the least the first fall counts, right of it the last rise.
+std::optional<double> Passes(std::span<const int64_t> batches, std::span<const double> speedup, bool falls) {
+  const auto least = static_cast<size_t>(std::ranges::min_element(speedup) - speedup.begin());
+  if (falls) return At(Crossings(batches.first(least + 1), speedup.first(least + 1), kGain), 0);
+  const auto rises = Crossings(batches.subspan(least), speedup.subspan(least), kGain);
+  return rises.empty() ? std::nullopt : std::optional(rises.back());
+}
+
+void Check(BoundaryCheck check, std::vector<BoundaryCheck>& out) {
+  if (check.predicted || check.measured) out.push_back(std::move(check));
+}
+
+std::vector<BoundaryCheck> BoundaryChecks(std::span<const int64_t> batches, const SpeedUps& total, const SpeedUps& active) {
+  std::vector<BoundaryCheck> out;
+  if (batches.empty()) return out;
+  const auto first = static_cast<double>(batches.front()), last = static_cast<double>(batches.back());
+  if (!total.predicted.empty()) {
+    for (const bool falls : {true, false}) {
+      Check({falls ? "speed-up over equal total falls below 1.25" : "speed-up over equal total rises above 1.25",
+             Passes(batches, total.predicted, falls), Passes(batches, total.measured, falls), falls ? first : last},
+            out);
+    }
   }
+  if (!active.predicted.empty()) {
+    const auto predicted = ActiveCrossings(batches, active.predicted), measured = ActiveCrossings(batches, active.measured);
+    Check({"speed-up over equal active is least", At(predicted, 0), At(measured, 0), last}, out);
+    Check({"speed-up over equal active is back at 0.8", At(predicted, 1), At(measured, 1), last}, out);
+  }
+  return out;
+}
+
+double Flop(const StepTime& time, bool experts) {
+  const auto part = [&](StepPart p) { return time.part_flop[static_cast<size_t>(p)]; };
+  return experts ? part(StepPart::kExperts) + part(StepPart::kRouter) : time.flop;
+}
+double Seconds(const SweepCell& cell, bool experts) {
+  const auto part = [&](StepPart p) { return cell.part_s[static_cast<size_t>(p)]; };
+  return experts ? part(StepPart::kExperts) + part(StepPart::kRouter) : cell.s_per_step;
+}
+
+FlopGain GainAt(const SweepRow& row, const std::vector<CellPrediction>& cells, size_t twin, bool experts) {
+  return {.speedup = Seconds(row.cells[twin], experts) / Seconds(row.cells[0], experts),
+          .flop_ratio = Flop(cells[twin].adjacent, experts) / Flop(cells[0].adjacent, experts)};
 }
 
 }  // namespace
+
+double BoundaryCheck::factor() const {
+  const double a = predicted.value_or(edge), b = measured.value_or(edge);
+  return std::max(a / b, b / a);
+}
 
 Verification Verify(const SweepReport& report, const MachineProfile& machine) {
   Verification v;
@@ -99,34 +146,13 @@ Verification Verify(const SweepReport& report, const MachineProfile& machine) {
   v.adjacent = Summarise(report, v, &CellPrediction::adjacent);
   v.cached = Summarise(report, v, &CellPrediction::cached);
 
-  // Falling and rising ones apart: noise may cross a level more than once, the first fall and the last rise count.
-  const auto falls_and_rises = [&](const std::vector<double>& speedup, bool falls) {
-    std::vector<double> out;
-    const auto least = static_cast<size_t>(std::min_element(speedup.begin(), speedup.end()) - speedup.begin());
-    const std::span<const int64_t> x(batches);
-    const std::span<const double> y(speedup);
-    if (falls) {
-      out = Crossings(x.first(least + 1), y.first(least + 1), kGain);
-    } else {
-      out = Crossings(x.subspan(least), y.subspan(least), kGain);
-    }
-    if (out.size() > 1) out = {falls ? out.front() : out.back()};
-    return out;
-  };
-  if (!total.predicted.empty()) {
-    for (const bool falls : {true, false}) {
-      Check(falls ? "speed-up over equal total falls below 1.25" : "speed-up over equal total rises above 1.25",
-            falls_and_rises(total.predicted, falls), falls_and_rises(total.measured, falls), v.boundaries);
-    }
-  }
-  if (!active.predicted.empty()) {
-    const auto predicted = ActiveCrossings(batches, active.predicted), measured = ActiveCrossings(batches, active.measured);
-    const auto only = [](const std::vector<double>& all, size_t i) {
-      return i < all.size() ? std::vector<double>{all[i]} : std::vector<double>{};
-    };
-    Check("speed-up over equal active is least", only(predicted, 0), only(measured, 0), v.boundaries);
-    Check("speed-up over equal active is back at 0.8", only(predicted, 1), only(measured, 1), v.boundaries);
-  }
+  v.boundaries = BoundaryChecks(batches, total, active);
+  v.closed_forms =
+      BoundariesOf(report.subjects[0].config, machine, report.format, static_cast<double>(SizeOf(report.format)), report.phase);
+  if (total.predicted.empty()) return v;
+  v.predicted_plateau = PlateauOf(batches, total.predicted), v.measured_plateau = PlateauOf(batches, total.measured);
+  v.whole = GainAt(report.rows.back(), v.cells.back(), twin, false);
+  v.experts = GainAt(report.rows.back(), v.cells.back(), twin, true);
   return v;
 }
 

@@ -3,12 +3,14 @@
 
 #include <array>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "moe/planner/predict.h"
 #include "moe/planner/regimes.h"
 #include "moe/planner/sweep.h"
+#include "moe/planner/terminal_plot.h"
 
 namespace moe {
 
@@ -23,10 +25,21 @@ struct PredictionError {
   std::array<double, 3> by_regime{};  // of Regime
 };
 
+// Where both curves pass a level, or only one of them does: the other one then may do so beyond the batches of the sweep, at
+// `edge` at the nearest.
 struct BoundaryCheck {
-  std::string name;  // "speed-up over equal total falls below 1.25"
-  double predicted = 0, measured = 0;
-  double factor() const { return predicted > measured ? predicted / measured : measured / predicted; }
+  std::string name;                           // "speed-up over equal total falls below 1.25"
+  std::optional<double> predicted, measured;  // batch; one of them is there
+  double edge = 0;
+  bool exact() const { return predicted && measured; }
+  // Of the larger over the smaller; unless exact(), at least so much.
+  double factor() const;
+};
+
+// At the largest batch: how many times as fast as the equal-total twin, and how many times fewer multiply-adds.
+struct FlopGain {
+  double speedup = 0, flop_ratio = 0;
+  double share() const { return speedup / flop_ratio; }
 };
 
 struct Verification {
@@ -37,14 +50,22 @@ struct Verification {
   PredictionError adjacent, cached;
   double repeat_error = 0;                // of the sweep itself: mean over cells of SweepCell::repeat_error
   double stated_error = 0;                // max(10 %, twice repeat_error)
-  std::vector<BoundaryCheck> boundaries;  // those that both curves have
+  std::vector<BoundaryCheck> boundaries;  // those that one of the curves has
+  Boundaries closed_forms;
+  Plateau predicted_plateau, measured_plateau;
+  // Measured, of the whole step, and of its expert layers alone (with routers; of the twin its FFN). Empty without the twin.
+  std::optional<FlopGain> whole, experts;
 };
 
 Verification Verify(const SweepReport& report, const MachineProfile& machine);
 
 // Adds to SweepJson's: "predicted" in every cell and "regime" in every row (null: not named), "mape", "mape_cached",
-// "repeat_error", "stated_error", "boundaries".
+// "repeat_error", "stated_error", "b_d", "b_m", "boundaries", "plateau_predicted", "gain_at_largest_batch".
 void AddVerification(const SweepReport& report, const Verification& verification, nlohmann::json& sweep);
+
+// Measured speed-ups over both twins, and the predicted one over the equal-total twin where `verification` is not null, over
+// the batches; nothing without twins.
+TerminalPlot ValleyOf(const SweepReport& report, const Verification* verification);
 
 // A table of all cells and what it comes to.
 std::string VerifyText(const SweepReport& report, const Verification& verification);

@@ -27,6 +27,14 @@ nlohmann::json ErrorJson(const PredictionError& error) {
           {"compute", NumberOrNull(error.by_regime[static_cast<size_t>(Regime::kCompute)])}};
 }
 
+nlohmann::json BatchJson(const std::optional<double>& batch) {
+  return batch ? nlohmann::json(*batch) : nlohmann::json();
+}
+
+nlohmann::json GainJson(const FlopGain& gain) {
+  return {{"speedup", gain.speedup}, {"flop_ratio", gain.flop_ratio}, {"share", gain.share()}};
+}
+
 }  // namespace
 
 void AddVerification(const SweepReport& report, const Verification& v, nlohmann::json& sweep) {
@@ -42,15 +50,23 @@ void AddVerification(const SweepReport& report, const Verification& v, nlohmann:
                                                         {"bound", p.adjacent.memory_bound() ? "memory" : "compute"},
                                                         {"s_by_part", PartsJson(p.adjacent)}};
     }
-    if (!v.regimes.empty()) row["regime"] = v.named[r] ? nlohmann::json(Name(v.regimes[r])) : nlohmann::json();
+    row["moe"]["bound"] = row["moe"]["predicted"]["bound"];
+    if (v.regimes.empty()) continue;
+    row["regime"] = v.named[r] ? nlohmann::json(Name(v.regimes[r])) : nlohmann::json();
+    row["moe"]["regime"] = row["regime"];
   }
   sweep["mape"] = ErrorJson(v.adjacent), sweep["mape_cached"] = ErrorJson(v.cached);
   sweep["repeat_error"] = v.repeat_error, sweep["stated_error"] = v.stated_error;
+  if (v.closed_forms.b_d > 0) sweep["b_d"] = v.closed_forms.b_d;
+  if (v.closed_forms.b_m > 0) sweep["b_m"] = v.closed_forms.b_m;
   sweep["boundaries"] = nlohmann::json::array();
   for (const BoundaryCheck& b : v.boundaries) {
     sweep["boundaries"].push_back(
-        {{"name", b.name}, {"predicted", b.predicted}, {"measured", b.measured}, {"factor", b.factor()}});
+        {{"name", b.name}, {"predicted", BatchJson(b.predicted)}, {"measured", BatchJson(b.measured)}, {"factor", b.factor()}});
   }
+  if (!v.whole) return;
+  AddPlateau(v.predicted_plateau, "plateau_predicted", sweep);
+  sweep["gain_at_largest_batch"] = {{"whole", GainJson(*v.whole)}, {"expert_layers", GainJson(*v.experts)}};
 }
 
 }  // namespace moe

@@ -18,7 +18,42 @@ std::string Signed(double predicted, double measured) {
   return fmt::format("{:+.1f} %", 100 * (predicted / measured - 1));
 }
 
+std::string PlateauLine(const char* verb, const Plateau& plateau) {
+  if (!plateau.deviation) return "";
+  return fmt::format("- plateau {}: {}, within {:.0f} % of 1 over batches {:.3g} to {:.3g} at best\n", verb,
+                     plateau.exists() ? "yes" : "no", 100 * *plateau.deviation, plateau.from, 2 * plateau.from);
+}
+
 }  // namespace
+
+TerminalPlot ValleyOf(const SweepReport& report, const Verification* v) {
+  TerminalPlot plot{.title = "speed-up of the MoE over dense models", .x_name = "batch"};
+  const SweepSubject* twin = report.Find(SweepRole::kDenseTotal);
+  std::vector<int64_t> batches;
+  PlotSeries total{"of equal total size", {}}, active{"of equal active size", {}},
+      predicted{"of equal total size, predicted", {}};
+  for (size_t r = 0; r < report.rows.size(); ++r) {
+    const SweepRow& row = report.rows[r];
+    batches.push_back(row.batch), plot.x.push_back(static_cast<double>(row.batch));
+    if (const auto x = report.Speedup(row, SweepRole::kDenseTotal)) total.y.push_back(*x);
+    if (const auto x = report.Speedup(row, SweepRole::kDenseActive)) active.y.push_back(*x);
+    if (v == nullptr || twin == nullptr) continue;
+    predicted.y.push_back(v->cells[r][static_cast<size_t>(twin - report.subjects.data())].adjacent.s /
+                          v->cells[r][0].adjacent.s);
+  }
+  if (!total.y.empty()) {
+    std::vector<std::string> names;
+    const std::vector<Regime> regimes = v != nullptr ? v->regimes : RegimesOf(total.y);
+    for (size_t r = 0; r < regimes.size(); ++r) {
+      names.emplace_back(v == nullptr || v->named[r] ? Name(regimes[r]) : "not named");
+    }
+    for (const RegimeBand& band : BandsOf(batches, total.y, names)) plot.bands.push_back({band.from, band.to, band.name});
+  }
+  for (PlotSeries& series : {std::ref(total), std::ref(active), std::ref(predicted)}) {
+    if (!series.y.empty()) plot.series.push_back(std::move(series));
+  }
+  return plot;
+}
 
 std::string VerifyText(const SweepReport& report, const Verification& v) {
   if (report.rows.empty()) return "";
@@ -44,8 +79,19 @@ std::string VerifyText(const SweepReport& report, const Verification& v) {
       Percent(v.adjacent.all), Percent(v.adjacent.by_regime[0]), Percent(v.adjacent.by_regime[1]),
       Percent(v.adjacent.by_regime[2]), Percent(v.cached.all), Percent(v.repeat_error));
   for (const BoundaryCheck& b : v.boundaries) {
-    text += fmt::format("- {}: predicted at batch {:.1f}, measured at {:.1f}, a factor of {:.2f}\n", b.name, b.predicted,
-                        b.measured, b.factor());
+    const auto side = [&](const char* verb, const std::optional<double>& batch) {
+      return batch ? fmt::format("{} at batch {:.1f}", verb, *batch) : fmt::format("not {} among these batches", verb);
+    };
+    text += fmt::format("- {}: {}, {}, a factor of {}{:.2f}\n", b.name, side("predicted", b.predicted),
+                        side("measured", b.measured), b.exact() ? "" : "at least ", b.factor());
+  }
+  if (v.whole) {
+    text += PlateauLine("predicted", v.predicted_plateau) + PlateauLine("measured", v.measured_plateau);
+    text += fmt::format(
+        "- At batch {} the MoE is {:.2f} times as fast as the dense model of its size, {:.2f} of the FLOP ratio; its expert "
+        "layers "
+        "alone {:.2f} times, {:.2f} of theirs.\n",
+        report.rows.back().batch, v.whole->speedup, v.whole->share(), v.experts->speedup, v.experts->share());
   }
   const auto unnamed = std::count(v.named.begin(), v.named.end(), uint8_t{0});
   if (unnamed > 0) {

@@ -41,6 +41,7 @@ TEST(CpuInfo, MemoryIsSane) {
   const int64_t before = PeakResidentBytes();
   EXPECT_GT(before, 100'000);
   EXPECT_GT(AvailableMemoryBytes(), 1'000'000);
+  EXPECT_GE(TotalMemoryBytes(), AvailableMemoryBytes());
   constexpr int64_t kBytes = 32 << 20;
   const std::vector<char> memory(kBytes, 1);
   const volatile char* touched = memory.data();

@@ -14,13 +14,13 @@ namespace {
 
 using nlohmann::json;
 
-// The machine's ceilings are probed even for one case of nothing: a second or so.
+// The machine's ceilings are probed even for one case of nothing: a second or so, less in a small buffer.
 TEST(Bench, PrintsATableAndWritesJson) {
   const TempDir dir;
   const std::string shapes = dir / "shapes.txt", out = dir / "bench.json";
   WriteFile(shapes, "gemm 96 32 32\n");
-  const RunResult result = RunMoe({"bench", "gemm", "--seconds", "0", "--shapes", shapes, "--threads", "2", "--dtype", "f32",
-                                   "--filter", "d", "--json", out});
+  const RunResult result = RunMoe({"bench", "gemm", "--seconds", "0", "--buffer", "16", "--shapes", shapes, "--threads", "2",
+                                   "--dtype", "f32", "--filter", "d", "--json", out});
   ASSERT_EQ(result.exit_code, 0) << result.err;
   for (const char* part : {"2 threads", "dense/f32/96x32x32", "backward/dX/f32/96x32x32", "of forward", "fraction:", "least"}) {
     EXPECT_NE(result.out.find(part), std::string::npos) << part << " in\n" << result.out;
@@ -49,8 +49,8 @@ TEST(Bench, EverySubjectHasACase) {
                                                          {"attention", "attention/bf16/prefill/C32.H2.G1.P16", "flop_per_s"},
                                                          {"optimizer", "adamw/bf16/packs/4096", "bytes_per_s"}};
   for (const auto& [subject, name, rate] : cases) {
-    const RunResult result =
-        RunMoe({"bench", subject, "--seconds", "0", "--shapes", shapes, "--threads", "1", "--filter", name, "--json", "-"});
+    const RunResult result = RunMoe({"bench", subject, "--seconds", "0", "--buffer", "16", "--shapes", shapes, "--threads", "1",
+                                     "--filter", name, "--json", "-"});
     ASSERT_EQ(result.exit_code, 0) << result.err;
     const json j = json::parse(result.out);  // and nothing else
     ASSERT_EQ(j["cases"].size(), 1u);
@@ -65,7 +65,8 @@ TEST(Bench, WhatDoesNotFitIntoMemoryIsLeftOutAndNamed) {
   const TempDir dir;
   const std::string shapes = dir / "shapes.txt";
   WriteFile(shapes, "gemm 96 32 32\ngemm 1048576 1048576 1048576\n");
-  const RunResult result = RunMoe({"bench", "gemm", "--seconds", "0", "--shapes", shapes, "--filter", "dense", "--json", "-"});
+  const RunResult result =
+      RunMoe({"bench", "gemm", "--seconds", "0", "--buffer", "16", "--shapes", shapes, "--filter", "dense", "--json", "-"});
   ASSERT_EQ(result.exit_code, 0) << result.err;
   const json j = json::parse(result.out);
   EXPECT_EQ(j["cases"].size(), 1u);
@@ -84,8 +85,8 @@ TEST(Bench, ScalingIsOneCommand) {
   const TempDir dir;
   const std::string shapes = dir / "shapes.txt";
   WriteFile(shapes, "moe 64 32 16 4 2\n");
-  const RunResult result = RunMoe({"bench", "moe", "--seconds", "0", "--shapes", shapes, "--threads", "2", "--filter",
-                                   "grouped/bf16/scaling", "--json", "-"});
+  const RunResult result = RunMoe({"bench", "moe", "--seconds", "0", "--buffer", "16", "--shapes", shapes, "--threads", "2",
+                                   "--filter", "grouped/bf16/scaling", "--json", "-"});
   ASSERT_EQ(result.exit_code, 0) << result.err;
   const json j = json::parse(result.out);
   ASSERT_EQ(j["cases"].size(), 1u);
@@ -98,7 +99,8 @@ TEST(Bench, ADecodeHasBothBounds) {
   const TempDir dir;
   const std::string shapes = dir / "shapes.txt";
   WriteFile(shapes, "gemm 64 512 512\n");
-  const RunResult result = RunMoe({"bench", "gemm", "--seconds", "0", "--shapes", shapes, "--threads", "1", "--json", "-"});
+  const RunResult result =
+      RunMoe({"bench", "gemm", "--seconds", "0", "--buffer", "16", "--shapes", shapes, "--threads", "1", "--json", "-"});
   ASSERT_EQ(result.exit_code, 0) << result.err;
   const json c = json::parse(result.out)["cases"][0];
   EXPECT_EQ(c["group"], "decode");
@@ -117,6 +119,7 @@ TEST(Bench, BadInputIsOneLine) {
   ExpectFails(RunMoe({"bench", "fft"}), 2, "SUBJECT", "got 'fft', expected one of gemm");
   ExpectFails(RunMoe({"bench", "gemm", "--seconds", "-1"}), 2, "--seconds", "got -1");
   ExpectFails(RunMoe({"bench", "gemm", "--seconds", "nan"}), 2, "--seconds", "got nan");
+  ExpectFails(RunMoe({"bench", "gemm", "--buffer", "0"}), 2, "--buffer", "got 0, expected 16 to");
   ExpectFails(RunMoe({"bench", "gemm", "--dtype", "f64"}), 2, "--dtype", "got 'f64', expected bf16 or f32");
   ExpectFails(RunMoe({"bench", "gemm", "--filter", "nothing"}), 2, "--filter", "got 'nothing'");
   ExpectFails(RunMoe({"bench", "gemm", "--shapes", "/nowhere.txt"}), 1, "/nowhere.txt", "No such file");

@@ -36,7 +36,7 @@ class GeneratePrompts : public WithModel {
   std::string Profile() {
     MachineProfile m = BuiltInMachine("m2-ultra").value();
     m.name = "kept", m.cpu = GetCpuInfo().name, m.isa = (*SelectKernelTable())->name, m.version = Version(), m.threads = 2;
-    m.date = "2026-01-02", m.barrier_s = 1e-4;
+    m.revision = kProfileRevision, m.date = "2026-01-02", m.barrier_s = 1e-4;
     m.switches.interleave.points = {{1, 0.8}, {2, 1.25}, {4, 1.5}};
     EXPECT_TRUE(WriteMachine(dir_ / "machine.json", m));
     return "machine.json";

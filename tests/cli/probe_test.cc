@@ -13,7 +13,8 @@ using nlohmann::json;
 TEST(Probe, PrintsATableAndWritesTheSameJsonTwice) {
   const TempDir dir;
   const std::string out = dir / "machine.json", other = dir / "other.json";
-  const RunResult result = RunMoe({"probe", "--seconds", "0", "--threads", "2", "--out", out, "--json", other});
+  const RunResult result =
+      RunMoe({"probe", "--seconds", "0", "--buffer", "16", "--threads", "2", "--out", out, "--json", other});
   ASSERT_EQ(result.exit_code, 0) << result.err;
   for (const char* word : {"read, 4 MiB chunks", "read-modify-write", "bf16", "int8", "barrier", "GFLOP/s", "weight_grad"}) {
     EXPECT_NE(result.out.find(word), std::string::npos) << word << " in\n" << result.out;
@@ -24,6 +25,7 @@ TEST(Probe, PrintsATableAndWritesTheSameJsonTwice) {
   EXPECT_FALSE(j["cpu"].get<std::string>().empty());
   EXPECT_FALSE(j["isa"].get<std::string>().empty());
   ASSERT_EQ(j["by_threads"].size(), 2u);
+  EXPECT_EQ(j["weights_by_working_set"].back()["bytes"], 16 << 20);
   for (const char* key : {"read_bytes_per_s", "chunk_read_bytes_per_s", "rmw_bytes_per_s", "barrier_s"}) {
     EXPECT_GT(j[key].get<double>(), 0) << key;
     EXPECT_EQ(j[key], j["by_threads"][1][key]) << key;
@@ -35,7 +37,7 @@ TEST(Probe, KeepsTheProfileWherePlansLookForIt) {
   const TempDir dir;
   const std::string cache = dir / "deeper/machine.json";
   const RunResult result =
-      RunMoe({"probe", "--seconds", "0", "--threads", "1"}, {.environment = {{"MOE_MACHINE_CACHE", cache}}});
+      RunMoe({"probe", "--seconds", "0", "--buffer", "16", "--threads", "1"}, {.environment = {{"MOE_MACHINE_CACHE", cache}}});
   ASSERT_EQ(result.exit_code, 0) << result.err;
   EXPECT_NE(result.out.find("Kept in " + cache + "\n"), std::string::npos) << result.out;
   const json j = json::parse(ReadFile(cache));
@@ -54,7 +56,7 @@ TEST(Probe, KeepsTheProfileWherePlansLookForIt) {
 TEST(Probe, InterruptedKeepsNothing) {
   const TempDir dir;
   const std::string cache = dir / "machine.json", result_file = dir / "result.json";
-  Subprocess process({MOE_BINARY, "probe", "--seconds", "600", "--json", result_file},
+  Subprocess process({MOE_BINARY, "probe", "--seconds", "600", "--buffer", "16", "--json", result_file},
                      {.environment = {{"MOE_MACHINE_CACHE", cache}}});
   ASSERT_TRUE(process.WaitForOutput("measuring this machine"));
   process.Signal(SIGINT);
@@ -68,7 +70,7 @@ TEST(Probe, InterruptedKeepsNothing) {
 TEST(Probe, WhereItCannotBeKeptItSaysSoAndIsDone) {
   const TempDir dir;
   WriteFile(dir / "file", "in the way");
-  const RunResult result = RunMoe({"probe", "--seconds", "0", "--threads", "1"},
+  const RunResult result = RunMoe({"probe", "--seconds", "0", "--buffer", "16", "--threads", "1"},
                                   {.environment = {{"MOE_MACHINE_CACHE", dir / "file/machine.json"}}});
   EXPECT_EQ(result.exit_code, 0) << result.err;
   EXPECT_NE(result.out.find("Not kept: [" + (dir / "file/machine.json") + "] got '"), std::string::npos) << result.out;
@@ -90,6 +92,8 @@ TEST(Probe, ListsTheBuiltInMachines) {
 TEST(Probe, BadInputIsOneLine) {
   ExpectFails(RunMoe({"probe", "--seconds", "-1"}), 2, "--seconds", "got -1");
   ExpectFails(RunMoe({"probe", "--seconds", "nan"}), 2, "--seconds", "got nan");
+  ExpectFails(RunMoe({"probe", "--buffer", "15"}), 2, "--buffer", "got 15, expected 16 to ");
+  ExpectFails(RunMoe({"probe", "--buffer", "1000000000"}), 2, "--buffer", "it is taken twice");
   ExpectFails(RunMoe({"probe", "--out", "-"}), 2, "--out", "expected a file");
   ExpectFails(RunMoe({"probe", "--out", "/nowhere/machine.json"}), 1, "/nowhere/machine.json", "expected");
   ExpectFails(RunMoe({"probe", "--list", "--out", "machine.json"}), 2, "--list", "expected one of them");

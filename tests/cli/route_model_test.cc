@@ -1,5 +1,6 @@
 #include <nlohmann/json.hpp>
 
+#include "testing/text.h"
 #include "tests/cli/model_folder.h"
 
 namespace moe::test {
@@ -136,9 +137,7 @@ TEST_F(RouteModelCommand, WritesAPageThatNeedsNothing) {
   for (const char* part : {"<script", "http:", "https:", "src=", "href=", "@import", "url("}) {
     EXPECT_EQ(html.find(part), std::string::npos) << part;
   }
-  size_t cells = 0;
-  for (size_t at = html.find("<rect"); at != std::string::npos; at = html.find("<rect", at + 1)) ++cells;
-  EXPECT_EQ(cells, 8u);
+  EXPECT_EQ(Count(html, "<rect"), 8u);
 }
 
 TEST_F(RouteModelCommand, WrongUsage) {

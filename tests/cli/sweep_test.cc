@@ -120,6 +120,7 @@ TEST(Sweep, BadInputIsOneLine) {
   fails({"--batches", "0"}, "--batches", "got '0', expected numbers from 1 to 65536");
   fails({"--batches", "1,two"}, "--batches", "got 'two'");
   fails({"--batches", "1,,2"}, "--batches", "got ''");
+  fails({"--batches", "1 2"}, "--batches", "got '1 2'");
   fails({"--batches", "70000"}, "--batches", "got '70000'");
   fails({"--context", "128"}, "--context", "got 128, expected 0 to 127");
   fails({"--context=-1"}, "--context", "got -1, expected 0 to 127");

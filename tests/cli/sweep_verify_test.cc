@@ -80,6 +80,8 @@ TEST_F(SweepVerify, RefusesWhatMakesNoSense) {
       {{"--routing", "zipf:nan"}, "moe: [--routing] got 'zipf:nan', expected model, uniform, or zipf:S with S from 0 to 10\n"},
       {{"--machine", "a100-80g"},
        "moe: [--machine] got it without --verify, which is what compares with a machine's profile\n"},
+      {{"--verify", "--machine", "a100-80g"},
+       "moe: [--machine] got a100-80g, expected the profile of this machine, on which steps are measured\n"},
       {{"--phase", "train", "--context", "0"}, "moe: [--context] got 0, expected 1 to 128, the model's context\n"}};
   for (const auto& [flags, message] : cases) {
     SCOPED_TRACE(message);
@@ -88,6 +90,11 @@ TEST_F(SweepVerify, RefusesWhatMakesNoSense) {
     EXPECT_EQ(result.err, message);
     EXPECT_EQ(result.out, "");
   }
+  WriteFile(folder.path() / "dense.json", R"({"model_type":"llama","hidden_size":32,"num_hidden_layers":1,"num_attention_heads":2,
+    "num_key_value_heads":1,"intermediate_size":32,"vocab_size":64,"max_position_embeddings":128,"tie_word_embeddings":true})");
+  const RunResult dense = Run({"--config", folder / "dense.json", "--routing", "zipf:1"});
+  EXPECT_EQ(dense.err, "moe: [--routing] got zipf:1 for a dense model, expected one with experts\n");
+  EXPECT_EQ(dense.exit_code, 2);
   const RunResult unknown = Sweep({"--verify", "--machine", "a100-80"});
   EXPECT_EQ(unknown.exit_code, 2);
   EXPECT_NE(unknown.err.find("expected a file or one of a100-80g"), std::string::npos) << unknown.err;

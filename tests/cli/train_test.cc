@@ -121,9 +121,10 @@ TEST_F(TrainCommand, ThreadsChangeNothing) {
   for (const char* dtype : {"f32", "bf16"}) {
     SCOPED_TRACE(dtype);
     for (const char* threads : {"1", "2", "3"}) {
-      const RunResult result = RunMoe({"train", dir_ / "r.toml", "--out", dir_ / (std::string(dtype) + threads), "--threads",
-                                       threads, "--dtype", dtype, "--set", "model.hidden=96", "model.expert_width=80",
-                                       "model.heads=3", "train.batch_tokens=1536", "train.micro_batch_tokens=768"});
+      const RunResult result =
+          RunMoe({"train", dir_ / "r.toml", "--out", dir_ / (std::string(dtype) + threads), "--threads", threads, "--dtype",
+                  dtype, "--set", "model.hidden=96", "model.expert_width=80", "model.heads=3", "train.batch_tokens=1536",
+                  "train.micro_batch_tokens=768", "train.steps=5"});
       ASSERT_EQ(result.exit_code, 0) << result.err;
     }
     for (const char* threads : {"2", "3"})

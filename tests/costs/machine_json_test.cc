@@ -20,6 +20,7 @@ MachineProfile Awkward() {
                    .version = "9.8.7",
                    .date = "2031-02-03",
                    .source = "made up",
+                   .revision = 3,
                    .threads = 7,
                    .l2_bytes = 1048577,
                    .l3_bytes = 33554433,
@@ -27,7 +28,7 @@ MachineProfile Awkward() {
                    .weights_bytes_per_s = {{{262144, 1e11 / 3}, {1e9 + 0.5, 1e10 / 7}}},
                    .read_bytes_per_s = 1e10 / 9,
                    .rmw_bytes_per_s = 1e10 / 11,
-                   .optimizer_bytes_per_s = 1e10 / 13,
+                   .adamw_bytes_per_s = 1e10 / 13,
                    .peak_f32 = 1e12 / 17,
                    .peak_bf16 = 1e12 / 19,
                    .peak_int8 = 1e12 / 23,
@@ -46,7 +47,10 @@ MachineProfile Awkward() {
                             .panel_s = {}});
       if (kind != 3) m.products.back().panel_s = {{{1, x * 1e-8}, {4, x * 2e-8}, {8, x * 3e-8}}};
     }
-    m.streams.push_back({format, 0.91 * x, 1.7 * x, 1e-6 / x, 1e-5 / x});
+    for (const bool gradients : {false, true}) {
+      m.streams.push_back({format, gradients, 0.91 * x, 1.7 * x, 1e-6 / x, 1e-5 / x});
+      x += 1;
+    }
     m.attention.push_back({format, {{{1, 1e-11 / x}, {64, 1e-12 / x}}}, {{{64, 4e-12 / x}}}, 1e-9 / x, 0.7 * x, 1.3 * x});
   }
   for (double& s : m.row_op_s) s = 1e-10 / (x += 1);
@@ -69,11 +73,11 @@ void ExpectSame(const RoutingCost& a, const RoutingCost& b) {
 void ExpectSame(const MachineProfile& a, const MachineProfile& b) {
   EXPECT_EQ(std::tie(a.name, a.cpu, a.isa, a.version, a.date, a.source),
             std::tie(b.name, b.cpu, b.isa, b.version, b.date, b.source));
-  EXPECT_EQ(std::tie(a.threads, a.l2_bytes, a.l3_bytes, a.memory_bytes),
-            std::tie(b.threads, b.l2_bytes, b.l3_bytes, b.memory_bytes));
+  EXPECT_EQ(std::tie(a.revision, a.threads, a.l2_bytes, a.l3_bytes, a.memory_bytes),
+            std::tie(b.revision, b.threads, b.l2_bytes, b.l3_bytes, b.memory_bytes));
   ExpectSame(a.weights_bytes_per_s, b.weights_bytes_per_s);
-  EXPECT_EQ(std::tie(a.read_bytes_per_s, a.rmw_bytes_per_s, a.optimizer_bytes_per_s),
-            std::tie(b.read_bytes_per_s, b.rmw_bytes_per_s, b.optimizer_bytes_per_s));
+  EXPECT_EQ(std::tie(a.read_bytes_per_s, a.rmw_bytes_per_s, a.adamw_bytes_per_s),
+            std::tie(b.read_bytes_per_s, b.rmw_bytes_per_s, b.adamw_bytes_per_s));
   EXPECT_EQ(std::tie(a.peak_f32, a.peak_bf16, a.peak_int8, a.pace_flop_per_s),
             std::tie(b.peak_f32, b.peak_bf16, b.peak_int8, b.pace_flop_per_s));
   EXPECT_EQ(std::tie(a.barrier_s, a.step_s, a.row_op_s), std::tie(b.barrier_s, b.step_s, b.row_op_s));
@@ -87,8 +91,8 @@ void ExpectSame(const MachineProfile& a, const MachineProfile& b) {
   ASSERT_EQ(a.streams.size(), b.streams.size());
   for (size_t i = 0; i < a.streams.size(); ++i) {
     const StreamCost &s = a.streams[i], &t = b.streams[i];
-    EXPECT_EQ(std::tie(s.format, s.efficiency, s.overlap, s.matrix_s, s.list_s),
-              std::tie(t.format, t.efficiency, t.overlap, t.matrix_s, t.list_s));
+    EXPECT_EQ(std::tie(s.format, s.gradients, s.efficiency, s.overlap, s.matrix_s, s.list_s),
+              std::tie(t.format, t.gradients, t.efficiency, t.overlap, t.matrix_s, t.list_s));
   }
   ASSERT_EQ(a.attention.size(), b.attention.size());
   for (size_t i = 0; i < a.attention.size(); ++i) {
@@ -198,6 +202,9 @@ TEST(MachineJson, WrongFiguresAreNamed) {
   const auto error = [](const std::string& patch) { return ErrorOf(patch); };
   EXPECT_EQ(error(R"({"streams": [{"dtype": "f32", "overlap": -3}]})"),
             "[machine.json] got -3 for streams[0].overlap, expected more than 0");
+  EXPECT_EQ(error(R"({"streams": [{"dtype": "f32", "of": "biases"}]})"),
+            "[machine.json] got 'biases' for streams[0].of, expected weights or gradients");
+  EXPECT_EQ(error(R"({"streams": [{"dtype": "f32", "of": "gradients"}, {"dtype": "f32"}]})"), "accepted");
   EXPECT_EQ(error(R"({"read_bytes_per_s": null})"),
             "[machine.json] got nothing for read_bytes_per_s, expected a number more than 0");
   EXPECT_EQ(error(R"({"read_bytes_per_s": "fast"})"), "[machine.json] got \"fast\" for read_bytes_per_s, expected a number");

@@ -86,7 +86,7 @@ TEST(Complete, FillsFromBandwidthAndPeak) {
   EXPECT_EQ(m.peak_bf16, 1e12);
   EXPECT_EQ(m.read_bytes_per_s, 10e9);
   EXPECT_EQ(m.rmw_bytes_per_s, 10e9);
-  EXPECT_EQ(m.optimizer_bytes_per_s, 10e9);
+  EXPECT_EQ(m.adamw_bytes_per_s, 10e9);
   for (const DType format : {DType::kF32, DType::kBf16}) {
     for (int kind = 0; kind < kNumProductKinds; ++kind) {
       const ProductCost& cost = m.product(format, static_cast<ProductKind>(kind));
@@ -94,7 +94,8 @@ TEST(Complete, FillsFromBandwidthAndPeak) {
       EXPECT_DOUBLE_EQ(cost.step_s.TimeAt(10), 10 * 64 / 1e12);
       EXPECT_TRUE(cost.panel_s.empty());
     }
-    EXPECT_EQ(m.stream(format).efficiency, 1);
+    EXPECT_EQ(m.stream(format, ProductKind::kDown).efficiency, 1);
+    EXPECT_EQ(m.stream(format, ProductKind::kWeightGrad).efficiency, 1);
     EXPECT_DOUBLE_EQ(m.attention_of(format).pair_s.At(7), 4 / 1e12);
   }
   for (int op = 0; op < kNumRowOps; ++op) {
@@ -106,20 +107,22 @@ TEST(Complete, FillsFromBandwidthAndPeak) {
 
 TEST(Complete, KeepsWhatIsThere) {
   MachineProfile m = Bare();
-  m.peak_bf16 = 2e12, m.read_bytes_per_s = 9e9, m.rmw_bytes_per_s = 8e9, m.optimizer_bytes_per_s = 7e9;
+  m.peak_bf16 = 2e12, m.read_bytes_per_s = 9e9, m.rmw_bytes_per_s = 8e9, m.adamw_bytes_per_s = 7e9;
   m.products = {{.format = DType::kBf16, .kind = ProductKind::kDown, .step_s = {{{1, 1.0}}}, .panel_s = {{{1, 2.0}}}}};
-  m.streams = {{.format = DType::kF32, .efficiency = 0.5}};
+  m.streams = {{.format = DType::kF32, .efficiency = 0.5}, {.format = DType::kBf16, .gradients = true, .efficiency = 1.5}};
   m.attention = {{.format = DType::kF32, .pair_s = {{{1, 3.0}}}, .backward_pair_s = {{{1, 4.0}}}}};
   m.row_op_s[2] = 5;
   Complete(m);
   EXPECT_EQ(m.peak_bf16, 2e12);
   EXPECT_EQ(m.read_bytes_per_s, 9e9);
   EXPECT_EQ(m.rmw_bytes_per_s, 8e9);
-  EXPECT_EQ(m.optimizer_bytes_per_s, 7e9);
+  EXPECT_EQ(m.adamw_bytes_per_s, 7e9);
   EXPECT_EQ(m.product(DType::kBf16, ProductKind::kDown).step_s.At(1), 1);
   EXPECT_DOUBLE_EQ(m.product(DType::kBf16, ProductKind::kGateUp).step_s.At(1), 64 / 2e12);
-  EXPECT_EQ(m.stream(DType::kF32).efficiency, 0.5);
-  EXPECT_EQ(m.stream(DType::kBf16).efficiency, 1);
+  EXPECT_EQ(m.stream(DType::kF32, ProductKind::kLinear).efficiency, 0.5);
+  EXPECT_EQ(m.stream(DType::kF32, ProductKind::kWeightGrad).efficiency, 1);
+  EXPECT_EQ(m.stream(DType::kBf16, ProductKind::kGateUp).efficiency, 1);
+  EXPECT_EQ(m.stream(DType::kBf16, ProductKind::kWeightGrad).efficiency, 1.5);
   EXPECT_EQ(m.attention_of(DType::kF32).pair_s.At(1), 3);
   EXPECT_EQ(m.row_op_s[2], 5);
   const size_t products = m.products.size(), streams = m.streams.size(), attention = m.attention.size();

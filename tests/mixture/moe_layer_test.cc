@@ -1,6 +1,8 @@
 // The whole layer, forward and backward, against its twin.
 #include "moe/mixture/moe_layer.h"
 
+#include <ostream>
+
 #include "tests/mixture/layer_fixture.h"
 
 namespace moe::test {
@@ -14,6 +16,10 @@ struct Case {
   std::vector<uint8_t> valid;
   bool one_expert_takes_all = false;
 };
+
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << c.name;
+}
 
 std::vector<Case> Cases() {
   std::vector<Case> cases;

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "moe/base/clock.h"
+#include "moe/planner/bench_operands.h"
 #include "moe/planner/bench_report.h"
 #include "moe/planner/bench_subjects.h"
 
@@ -109,15 +110,25 @@ TEST(RunBench, AReferenceWithOtherThreadsIsHeldAgainstItsOwnCeiling) {
   EXPECT_FALSE(RunBench(c, 0, b.probe, b.ctx).scaled);
 }
 
+TEST(ColdCount, GoesThroughMoreThanTheCachesHold) {
+  const int64_t bytes = int64_t{1} << 20, most = CeilingProbe::DefaultBytes();
+  EXPECT_GT(ColdCount(bytes) * bytes, most);
+  EXPECT_LE((ColdCount(bytes) - 1) * bytes, most);
+  EXPECT_EQ(ColdCount(1), 4096);
+  EXPECT_EQ(ColdCount(most + 1), 2);
+  EXPECT_EQ(ColdCount(100, 1000), 11);
+}
+
 // Every case of every subject, at sizes around nothing.
 TEST(BenchSubjects, EveryCaseRunsOnTinyShapes) {
   Bench b;
-  const auto shapes = ParseBenchShapes(
+  auto shapes = ParseBenchShapes(
       "gemm 3 33 5\ngemm 17 40 18\ngemm 65 40 18\nmoe 64 32 16 4 2\nmoe 5 16 32 3 3\nmoe 48 16 16 3 1\nmoe 256 16 16 3 2\n"
       "moe 4096 16 16 2 2\nsparse 512 256 24\nattention 70 4 2 16\nadamw 1000\n",
       "tiny");
   ASSERT_TRUE(shapes.has_value()) << shapes.error().Message();
-  int prompts = 0;  // 256 tokens
+  shapes->cold_bytes = 1 << 16;  // a few in turn will do: nothing is timed
+  int prompts = 0;               // 256 tokens
   for (const BenchSubject& subject : BenchSubjects()) {
     for (const DType format : {DType::kF32, DType::kBf16}) {
       const auto cases = subject.cases(*shapes, format, nullptr);

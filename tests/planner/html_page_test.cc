@@ -6,15 +6,12 @@
 #include <nlohmann/json.hpp>
 
 #include "moe/planner/chart_js.h"
+#include "testing/text.h"
 
 namespace moe {
 namespace {
 
-size_t Count(const std::string& text, const std::string& part) {
-  size_t count = 0;
-  for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++count;
-  return count;
-}
+using test::Count;
 
 // What stands in the first <script type="application/json">, as a browser would hand it out.
 nlohmann::json ConfigIn(const std::string& html) {

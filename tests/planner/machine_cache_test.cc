@@ -40,18 +40,29 @@ class MachineCache : public testing::Test {
   ExecContext ctx{pool, arena, *SupportedKernelTables().front()};
   TempDir dir;
   std::vector<std::string> said;
+  int measured = 0;  // times
 
+  // Measures nothing: Known() is what is found.
   MachineRequest Request(const std::string& machine = "") {
     return {.machine = machine,
             .cache = dir / "sub/moe/machine.json",
-            .seconds = 0,
+            .seconds = 3,
             .buffer_bytes = int64_t{16} << 20,
-            .say = [this](const std::string& line) { said.push_back(line); }};
+            .say = [this](const std::string& line) { said.push_back(line); },
+            .measure =
+                [this](double seconds, int64_t buffer_bytes, const auto&, ExecContext&) {
+                  EXPECT_EQ(seconds, 3);
+                  EXPECT_EQ(buffer_bytes, int64_t{16} << 20);
+                  MachineProfile m = Known();
+                  m.name = "this machine";
+                  return MeasuredProfile{m, ++measured};
+                }};
   }
   // As if this machine had been measured, with a figure that no measurement gives.
   MachineProfile Known() {
     MachineProfile m = BuiltInMachine("m2-ultra").value();
     m.name = "kept", m.cpu = GetCpuInfo().name, m.isa = ctx.kernels.name, m.version = Version(), m.threads = 2;
+    m.revision = kProfileRevision;
     return m;
   }
 };
@@ -75,18 +86,22 @@ TEST(MachineCachePath, IsTheFirstOfThreePlaces) {
   EXPECT_EQ(MachineCachePath(), "");
 }
 
+// The real thing.
 TEST_F(MachineCache, IsMeasuredOnceThenRead) {
-  const auto measured = LoadOrProbe(Request(), ctx);
-  ASSERT_TRUE(measured) << measured.error().Message();
+  MachineRequest request = Request();
+  request.measure = MachineRequest{}.measure, request.seconds = 0;
+  const auto first = LoadOrProbe(request, ctx);
+  ASSERT_TRUE(first) << first.error().Message();
   ASSERT_EQ(said.size(), 1u);
   EXPECT_EQ(said[0], "there is no profile of this machine at " + Request().cache + ": probing it, 0 s");
-  EXPECT_EQ(measured->threads, 2);
+  EXPECT_EQ(first->threads, 2);
+  EXPECT_GT(first->memory_bytes_per_s(), 0);
   const std::string written = ReadFile(Request().cache);
   EXPECT_FALSE(std::filesystem::exists(Request().cache + ".tmp"));
-  const auto again = LoadOrProbe(Request(), ctx);
+  const auto again = LoadOrProbe(request, ctx);
   ASSERT_TRUE(again) << again.error().Message();
   EXPECT_EQ(said.size(), 1u);
-  EXPECT_EQ(JsonOf(*again), JsonOf(*measured));
+  EXPECT_EQ(JsonOf(*again), JsonOf(*first));
   EXPECT_EQ(ReadFile(Request().cache), written);
 }
 
@@ -96,6 +111,16 @@ TEST_F(MachineCache, AFreshOneIsNotMeasuredAgain) {
   ASSERT_TRUE(machine) << machine.error().Message();
   EXPECT_EQ(machine->name, "kept");
   EXPECT_TRUE(said.empty());
+  EXPECT_EQ(measured, 0);
+}
+
+TEST_F(MachineCache, AnInterruptedOneIsNotKept) {
+  MachineRequest request = Request();
+  request.measure = [](double, int64_t, const auto&, ExecContext&) { return MeasuredProfile{.interrupted = true}; };
+  const auto machine = LoadOrProbe(request, ctx);
+  ASSERT_FALSE(machine);
+  EXPECT_EQ(machine.error().exit_code, 130);
+  EXPECT_FALSE(std::filesystem::exists(request.cache));
 }
 
 TEST_F(MachineCache, WhatMakesOneStaleIsSaid) {
@@ -108,6 +133,8 @@ TEST_F(MachineCache, WhatMakesOneStaleIsSaid) {
   EXPECT_EQ(Staleness(m, ctx), "of processor 'abacus', this is '" + cpu + "'");
   m = Known(), m.isa = "beads";
   EXPECT_EQ(Staleness(m, ctx), "of kernels 'beads', this is '" + isa + "'");
+  m = Known(), m.revision = kProfileRevision - 1;
+  EXPECT_EQ(Staleness(m, ctx), fmt::format("of revision {}, this program measures revision {}", m.revision, kProfileRevision));
   m = Known(), m.version = "0.0.0";
   EXPECT_EQ(Staleness(m, ctx), std::string("of version '0.0.0', this is '") + Version() + "'");
 }
@@ -119,7 +146,8 @@ TEST_F(MachineCache, AStaleOneIsMeasuredAgain) {
   const auto machine = LoadOrProbe(Request(), ctx);
   ASSERT_TRUE(machine) << machine.error().Message();
   ASSERT_EQ(said.size(), 1u);
-  EXPECT_EQ(said[0], Request().cache + " is of 4 threads, this process has 2: probing it, 0 s");
+  EXPECT_EQ(said[0], Request().cache + " is of 4 threads, this process has 2: probing it, 3 s");
+  EXPECT_EQ(measured, 1);
   EXPECT_EQ(machine->name, "this machine");
   EXPECT_EQ(ReadMachine(Request().cache)->threads, 2);
 }
@@ -137,8 +165,27 @@ TEST_F(MachineCache, ABrokenOneIsMeasuredAgainAndAnExplicitOneIsAnError) {
   const auto machine = LoadOrProbe(Request(), ctx);
   ASSERT_TRUE(machine) << machine.error().Message();
   ASSERT_EQ(said.size(), 1u);
-  EXPECT_EQ(said[0], Request().cache + " is broken (got -3 for streams[0].overlap, expected more than 0): probing it, 0 s");
+  EXPECT_EQ(said[0], Request().cache + " is broken (got -3 for streams[0].overlap, expected more than 0): probing it, 3 s");
   EXPECT_TRUE(ReadMachine(Request().cache));
+}
+
+// A file by hand may leave out what follows from the rest; one that a probe wrote has measured it.
+TEST_F(MachineCache, OneThatLacksAFigureIsMeasuredAgain) {
+  ASSERT_TRUE(WriteMachine(Request().cache, Known()));
+  const auto whole = nlohmann::json::parse(ReadFile(Request().cache));
+  for (const std::string key : {"streams", "attention", "row_ops", "gamma", "routing", "adamw_bytes_per_s"}) {
+    auto json = whole;
+    json.erase(key);
+    WriteFile(Request().cache, json.dump());
+    EXPECT_TRUE(ReadMachine(Request().cache)) << key;
+    const KeptMachine kept = ReadKeptMachine(Request().cache, ctx);
+    EXPECT_FALSE(kept.machine) << key;
+    EXPECT_EQ(kept.why, Request().cache + " lacks some of '" + key + "'");
+  }
+  auto json = whole;
+  json["streams"].erase(0);
+  WriteFile(Request().cache, json.dump());
+  EXPECT_EQ(ReadKeptMachine(Request().cache, ctx).why, Request().cache + " lacks some of 'streams'");
 }
 
 TEST_F(MachineCache, WhereItCannotBeKeptIsALineAndNoError) {

@@ -109,6 +109,76 @@ TEST(PlanText, HasAllItsParts) {
   EXPECT_TRUE(std::ranges::all_of(plain, [](char c) { return static_cast<unsigned char>(c) < 0x80; }));
 }
 
+// Every token of the first half chooses experts 0 to 7 of 128, of the second half 8 to 15.
+Plan Measured(Phase phase, int64_t tokens = 400) {
+  const ModelConfig config = PresetConfig("qwen3-30b-a3b").value();
+  RoutedText text{.layers = {}, .sequence_begin = {0, tokens}};
+  RoutedText::Layer layer{.experts = 128};
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int32_t i = 0; i < 8; ++i) layer.expert.push_back(i + (t < tokens / 2 ? 0 : 8));
+    layer.slot_begin.push_back(std::ssize(layer.expert));
+  }
+  text.layers.assign(config.layers.size(), layer);
+  MeasuredRouting measured = Summarize(text);
+  measured.files = {"a.txt", "b.txt"};
+  return PlanOf(
+      config,
+      {.phase = phase, .batches = {1, 8, 64, 4096}, .measured = std::make_shared<const MeasuredRouting>(std::move(measured))});
+}
+
+TEST(PlanText, SaysHowRoutingWasMeasured) {
+  const std::string decode = PlanText(Measured(Phase::kDecode), {});
+  for (const char* part :
+       {"routing measured on 400 tokens of a.txt, b.txt", "distinct experts of a layer at        1      8",
+        "  uniform: E (1 - (1 - k/E)^B)      8.0   51.6", "  as often as the text has them     8.0   15.9   16.0   16.0",
+        "the text has 400 tokens: in larger steps rare experts are missing", "is bound by arithmetic",
+        "95 % of the experts are read, if routing were uniform"}) {
+    EXPECT_TRUE(Has(decode, part)) << part << "\n" << decode;
+  }
+  EXPECT_FALSE(Has(decode, "runs of"));
+  EXPECT_FALSE(Has(decode, "uniform routing\n"));
+  const std::string prefill = PlanText(Measured(Phase::kPrefill), {});
+  EXPECT_TRUE(Has(prefill, "  runs of the text                  8.0    8.1   ")) << prefill;
+  EXPECT_FALSE(Has(prefill, "are made of several"));
+  const std::string few = PlanText(Measured(Phase::kPrefill, 6), {});
+  EXPECT_TRUE(Has(few, "runs of 8 tokens are made of several of 6: the text has too few that are longer")) << few;
+  EXPECT_FALSE(Has(PlanText(PlanOf(PresetConfig("qwen3-30b-a3b").value()), {}), "distinct experts of a layer"));
+}
+
+TEST(PlanAdvice, NamesWhatTheTextChanges) {
+  const auto advice = PlanAdvice(Measured(Phase::kDecode));
+  EXPECT_LE(advice.size(), 8);
+  EXPECT_TRUE(Has(advice.back(),
+                  "On this text a step of batch 4096 touches 16 experts of a layer, 88 % fewer than the 128 of uniform "
+                  "routing: some are chosen more"))
+      << advice.back();
+  // Little skew, much likeness of neighbours.
+  RoutedText text{.layers = {{.experts = 4}, {.experts = 4}}, .sequence_begin = {0, 400}};
+  for (auto& layer : text.layers) {
+    for (int32_t t = 0; t < 400; ++t) {
+      layer.expert.insert(layer.expert.end(), {t / 100 % 2 * 2, t / 100 % 2 * 2 + 1});
+      layer.slot_begin.push_back(std::ssize(layer.expert));
+    }
+  }
+  const auto alike = PlanAdvice(PlanOf(
+      test::TinyMoe(),
+      {.phase = Phase::kPrefill, .batches = {1, 8}, .measured = std::make_shared<const MeasuredRouting>(Summarize(text))}));
+  EXPECT_TRUE(Has(alike.back(), "tokens that follow each other choose alike")) << alike.back();
+}
+
+TEST(PlanJson, OfMeasuredRouting) {
+  const Plan plan = Measured(Phase::kPrefill);
+  const nlohmann::json json = PlanJson(plan);
+  EXPECT_EQ(json["routing"], (nlohmann::json{{"kind", "measured"}, {"tokens", 400}, {"files", {"a.txt", "b.txt"}}}));
+  const auto& moe = json["rows"][1]["moe"];
+  EXPECT_DOUBLE_EQ(moe["distinct_experts_uniform"], plan.rows[1].assumed->uniform);
+  EXPECT_DOUBLE_EQ(moe["distinct_experts_by_frequency"], plan.rows[1].assumed->by_frequency);
+  EXPECT_LT(moe["distinct_experts"].get<double>(), moe["distinct_experts_by_frequency"].get<double>());
+  const nlohmann::json uniform = PlanJson(PlanOf(PresetConfig("qwen3-30b-a3b").value()));
+  EXPECT_EQ(uniform["routing"], "uniform");
+  EXPECT_FALSE(uniform["rows"][1]["moe"].contains("distinct_experts_uniform"));
+}
+
 TEST(PlanText, OfADenseModel) {
   const std::string text = PlanText(PlanOf(test::TinyDense()), {});
   EXPECT_TRUE(Has(text, "This model is dense"));

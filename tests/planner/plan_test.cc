@@ -179,6 +179,73 @@ TEST(Plan, SkewReadsFewerExperts) {
   EXPECT_GT(skewed.rows[0].speedup_total(), even.rows[0].speedup_total());
 }
 
+// Three layers, the second dense. Experts 0 and 1 are chosen for stretches of 50 tokens, 2 and 3 now and then.
+std::shared_ptr<const MeasuredRouting> Skewed() {
+  RoutedText text{.layers = {{.experts = 4}, {}, {.experts = 4}}, .sequence_begin = {0, 400}};
+  for (int32_t t = 0; t < 400; ++t) {
+    for (const size_t l : {0u, 2u}) {
+      auto& layer = text.layers[l];
+      layer.expert.push_back(t / 50 % 2);
+      layer.expert.push_back(t % 20 == 0 ? 3 : 2);
+      layer.slot_begin.push_back(std::ssize(layer.expert));
+    }
+  }
+  return std::make_shared<const MeasuredRouting>(Summarize(text));
+}
+
+ModelConfig WithADenseLayer() {
+  ModelConfig config = test::TinyMoe();
+  config.layers.insert(config.layers.begin() + 1, {.ffn = FfnKind::kDense, .ffn_width = 32});
+  return config;
+}
+
+Plan TinyPlan(const PlanOptions& options) {
+  return MakePlan("tiny", WithADenseLayer(), Builtin(), options).value();
+}
+
+TEST(Plan, TakesMeasuredRouting) {
+  PlanOptions options = Options({1, 4, 16, 64});
+  options.context = 16;
+  for (const Phase phase : {Phase::kDecode, Phase::kPrefill, Phase::kTrain}) {
+    options.phase = phase, options.measured = nullptr;
+    const Plan uniform = TinyPlan(options);
+    options.measured = Skewed();
+    const Plan plan = TinyPlan(options);
+    for (size_t i = 0; i < plan.rows.size(); ++i) {
+      const PlanRow& row = plan.rows[i];
+      SCOPED_TRACE(row.batch);
+      EXPECT_FALSE(uniform.rows[i].assumed);
+      ASSERT_TRUE(row.assumed);
+      EXPECT_NEAR(row.assumed->uniform, uniform.rows[i].model.time.distinct_experts, 1e-6);
+      EXPECT_NEAR(row.assumed->by_frequency, DistinctExperts(options.measured->chances[0], static_cast<double>(row.batch)),
+                  1e-9);
+      EXPECT_EQ(row.assumed->runs.has_value(), phase != Phase::kDecode);
+      EXPECT_NEAR(row.model.time.distinct_experts, row.assumed->touched(), 1e-6);
+      EXPECT_EQ(row.dense_total->time.s, uniform.rows[i].dense_total->time.s);
+      if (phase == Phase::kDecode) continue;
+      EXPECT_NEAR(row.assumed->touched(), DistinctExpertsOf(*options.measured, {phase, row.batch, 16})[2], 1e-9);
+      if (row.batch == 4 || row.batch == 16) {
+        EXPECT_LT(row.assumed->touched(), 0.9 * row.assumed->by_frequency);
+        EXPECT_LT(row.model.time.bytes, uniform.rows[i].model.time.bytes);
+      }
+    }
+  }
+}
+
+TEST(Plan, RanksHaveTheirMeasuredShare) {
+  PlanOptions options = Options({1, 8});
+  options.context = 16, options.phase = Phase::kPrefill, options.measured = Skewed();
+  options.parallel = {.ranks = 2, .bytes_per_s = 1e9};
+  const Plan plan = TinyPlan(options);
+  for (const PlanRow& row : plan.rows) {
+    // Experts 0 and 1 are chosen by every token together, as are 2 and 3.
+    EXPECT_NEAR(row.model.time.distinct_experts, DistinctExpertsOf(*options.measured, {options.phase, row.batch, 16}, 2)[0],
+                1e-6);
+    EXPECT_LE(row.model.time.distinct_experts, 2 + 1e-9);
+    EXPECT_NEAR(row.assumed->uniform, UniformDistinctExperts(4, 2, 2 * row.batch) / 2, 1e-9);
+  }
+}
+
 TEST(Plan, TimesGrowWithTheBatchAndExpertsStayInTheirBounds) {
   for (const char* machine : {"a100-80g", "m2-ultra"}) {
     for (const char* preset : {"olmoe-1b-7b", "mixtral-8x7b"}) {

@@ -114,7 +114,7 @@ MachineProfile Faster(MachineProfile m, double faster) {
     for (CurvePoint& p : curve.points) p.y /= faster;
   };
   rate(m.weights_bytes_per_s);
-  for (double* r : {&m.read_bytes_per_s, &m.rmw_bytes_per_s, &m.optimizer_bytes_per_s, &m.peak_f32, &m.peak_bf16, &m.peak_int8,
+  for (double* r : {&m.read_bytes_per_s, &m.rmw_bytes_per_s, &m.adamw_bytes_per_s, &m.peak_f32, &m.peak_bf16, &m.peak_int8,
                     &m.pace_flop_per_s}) {
     *r *= faster;
   }

@@ -8,19 +8,13 @@
 
 #include "moe/base/bf16.h"
 #include "testing/matchers.h"
+#include "testing/test_context.h"
 
 namespace moe {
 namespace {
 
-struct Machine {
-  ThreadPool pool;
-  Arena arena;
-  ExecContext ctx;
-  explicit Machine(int threads) : pool(threads), ctx{pool, arena, *SupportedKernelTables()[0]} {}
-};
-
 std::vector<std::byte> Weights(size_t size, uint64_t seed, int threads) {
-  Machine machine(threads);
+  test::TestContext machine(threads);
   std::vector<std::byte> bytes(size);
   FillRandomWeights(bytes, seed, machine.ctx);
   return bytes;
@@ -53,7 +47,7 @@ TEST(FillRandomWeights, DependOnTheSeedAndNotOnTheThreads) {
 }
 
 TEST(FillRandomValues, HaveTheAskedMoments) {
-  Machine machine(2);
+  test::TestContext machine(2);
   std::vector<float> values(1 << 18), again(values.size());
   FillRandomValues(values, 0.5f, 9, machine.ctx);
   double sum = 0, sum_squares = 0;
@@ -61,7 +55,7 @@ TEST(FillRandomValues, HaveTheAskedMoments) {
   const double n = static_cast<double>(values.size());
   EXPECT_NEAR(sum / n, 0, 5 * 0.5 / std::sqrt(n));
   EXPECT_NEAR(std::sqrt(sum_squares / n), 0.5, 0.005);
-  Machine alone(1);
+  test::TestContext alone(1);
   FillRandomValues(again, 0.5f, 9, alone.ctx);
   test::ExpectSameBits(values, again);
 }

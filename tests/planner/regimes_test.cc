@@ -27,23 +27,48 @@ TEST(Regimes, OfAValley) {
   EXPECT_EQ(Letters({}), "");
 }
 
+TEST(Bands, MeetAtTheCrossingOrHalfWay) {
+  const std::vector<std::string> names = {"memory", "memory", "middle", "compute"};
+  const auto bands = BandsOf(Batches{1, 2, 4, 16}, Ratios{3, 2, 1, 1.1}, names);
+  ASSERT_EQ(bands.size(), 3);
+  EXPECT_EQ(bands[0].from, 1);
+  EXPECT_NEAR(bands[0].to, 2 * std::pow(2, 0.75), 1e-9);  // 1.25 between 2 and 1
+  EXPECT_EQ(bands[1].from, bands[0].to);
+  EXPECT_NEAR(bands[1].to, 8, 1e-9);  // does not cross
+  EXPECT_EQ(bands[2].to, 16);
+  EXPECT_EQ(bands[2].name, "compute");
+  EXPECT_TRUE(BandsOf(Batches{}, Ratios{}, {}).empty());
+}
+
 TEST(Boundaries, AreTheClosedForms) {
   MachineProfile machine{.weights_bytes_per_s = {{{1e6, 9e11}, {1e9, 1e11}}}, .peak_f32 = 1e12, .peak_bf16 = 4e12};
   Complete(machine);
   const ModelConfig config = test::TinyMoe();  // 4 experts, top-2
-  const Boundaries b = BoundariesOf(config, machine, DType::kBf16, 2);
+  const Boundaries b = BoundariesOf(config, machine, DType::kBf16, 2, Phase::kDecode);
   EXPECT_NEAR(b.gamma, 4e12, 1e3);
   EXPECT_DOUBLE_EQ(b.beta, 1e11);  // from memory, not the cache
   EXPECT_NEAR(b.b_sat, 2 * std::log(20.0), 1e-9);
   EXPECT_NEAR(b.b_d, 4e12 * 2 / (2 * 1e11), 1e-6);
   EXPECT_NEAR(b.b_m, 2 * b.b_d, 1e-6);
   EXPECT_TRUE(b.plateau());
-  EXPECT_NEAR(BoundariesOf(config, machine, DType::kF32, 4).b_d, 20, 1e-6);
-  EXPECT_FALSE(BoundariesOf(config, machine, DType::kBf16, 0.1).plateau());  // B_d 2 < B_sat 6
-  const Boundaries dense = BoundariesOf(test::TinyDense(), machine, DType::kBf16, 2);
+  EXPECT_NEAR(BoundariesOf(config, machine, DType::kF32, 4, Phase::kPrefill).b_d, 20, 1e-6);
+  EXPECT_FALSE(BoundariesOf(config, machine, DType::kBf16, 0.1, Phase::kDecode).plateau());  // B_d 2 < B_sat 6
+  const Boundaries dense = BoundariesOf(test::TinyDense(), machine, DType::kBf16, 2, Phase::kDecode);
   EXPECT_EQ(dense.b_sat, 0);
   EXPECT_EQ(dense.b_m, 0);
   EXPECT_FALSE(dense.plateau());
+}
+
+// 48 bytes for 6 multiply-adds and additions where an inferring step has 2 for 2.
+TEST(Boundaries, OfTrainingCountGradientsAndTheOptimizer) {
+  MachineProfile machine{.weights_bytes_per_s = {{{1e9, 1e11}}}, .peak_f32 = 1e12, .peak_bf16 = 4e12};
+  Complete(machine);
+  const ModelConfig config = test::TinyMoe();
+  const Boundaries infer = BoundariesOf(config, machine, DType::kBf16, 2, Phase::kDecode);
+  const Boundaries train = BoundariesOf(config, machine, DType::kBf16, 2, Phase::kTrain);
+  EXPECT_NEAR(train.b_d / infer.b_d, (2 + 2 + 8 + 36) / 2.0 / 3, 1e-9);
+  EXPECT_NEAR(train.b_m / train.b_d, 2, 1e-9);
+  EXPECT_NE(MeaningOfBd(Phase::kTrain), MeaningOfBd(Phase::kPrefill));
 }
 
 TEST(Plateau, IsTheFlattestOctave) {
@@ -73,8 +98,11 @@ TEST(Plateau, NeedsAnOctave) {
 TEST(ActiveCrossings, LeastAndBack) {
   const auto at = ActiveCrossings(Batches{1, 4, 16, 64, 256}, Ratios{1, 0.6, 0.5, 0.7, 0.9});
   ASSERT_EQ(at.size(), 2);
-  EXPECT_EQ(at[0], 16);
+  EXPECT_NEAR(std::log(at[0] / 16) / std::log(4), -1.0 / 6, 1e-9);  // left of the least, where the curve is flatter
   EXPECT_NEAR(at[1], 128, 1e-9);
+  EXPECT_NEAR(ActiveCrossings(Batches{2, 4, 8}, Ratios{0.5, 0.4, 0.5})[0], 4, 1e-9);
+  EXPECT_NEAR(ActiveCrossings(Batches{1, 4, 8}, Ratios{0.7, 0.4, 0.5})[0], 3.73213, 1e-5);  // steps of two sizes
+  EXPECT_NEAR(ActiveCrossings(Batches{1, 4, 16, 64}, Ratios{0.5, 0.4, 0.4, 0.5})[0], 8, 1e-9);
   EXPECT_TRUE(ActiveCrossings(Batches{1, 4}, Ratios{1, 0.5}).empty());
   EXPECT_EQ(ActiveCrossings(Batches{1, 4, 16}, Ratios{1, 0.85, 0.9}).size(), 1);
   EXPECT_TRUE(ActiveCrossings(Batches{}, Ratios{}).empty());

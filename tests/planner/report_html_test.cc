@@ -6,16 +6,13 @@
 #include <numeric>
 
 #include "moe/planner/chart_js.h"
+#include "testing/text.h"
 #include "tests/planner/report_fixture.h"
 
 namespace moe {
 namespace {
 
-size_t Count(const std::string& text, const std::string& part) {
-  size_t count = 0;
-  for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++count;
-  return count;
-}
+using test::Count;
 
 EconomicsReport Verified(double miss) {
   const Plan plan = test::PlanOfTiny();

@@ -1,6 +1,7 @@
 // Reports in a real browser: slow only because not every machine has one.
 
 #include "testing/browser.h"
+#include "testing/text.h"
 #include "tests/planner/compare_fixture.h"
 #include "tests/planner/report_fixture.h"
 
@@ -14,8 +15,7 @@ TEST_F(CompareTest, ThePageIsDrawnWithoutAnError) {
   const auto shown = ShowPage(dir_ / "report.html", kCountInk);
   if (!shown) GTEST_SKIP() << "no chromium here";
   EXPECT_EQ(shown->console, "");
-  size_t charts = 0;
-  for (size_t at = shown->dom.find("<canvas"); at != std::string::npos; at = shown->dom.find("<canvas", at + 1)) ++charts;
+  const size_t charts = Count(shown->dom, "<canvas");
   EXPECT_GE(charts, 5u);
   EXPECT_NE(shown->dom.find(fmt::format("data-charts=\"{}\"", charts)), std::string::npos) << shown->dom.substr(0, 300);
   EXPECT_NE(shown->dom.find(fmt::format("data-inked=\"{}\"", charts)), std::string::npos) << shown->dom.substr(0, 300);

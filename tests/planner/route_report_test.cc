@@ -10,6 +10,7 @@
 #include "moe/planner/route_times.h"
 #include "testing/random.h"
 #include "testing/test_context.h"
+#include "testing/text.h"
 #include "testing/tiny_model.h"
 
 namespace moe::test {
@@ -286,21 +287,16 @@ TEST(RouteText, IsAsWideAsTheTerminalAndListsWhatIsAskedFor) {
   }
   layer.load.dead_experts = 1;
   report.layers = {layer};
-  const auto lines = [](const std::string& text, const std::string& part) {
-    int count = 0;
-    for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++count;
-    return count;
-  };
   const std::string some = RouteText(report, tokenizer, {.columns = 70});
   EXPECT_NE(some.find("and 8 experts with fewer tokens: --layer 0 lists them"), std::string::npos) << some;
-  EXPECT_EQ(lines(some, "\"a\" 2.5"), 32);
+  EXPECT_EQ(Count(some, "\"a\" 2.5"), 32u);
   EXPECT_EQ(some.find("(dead)"), std::string::npos);
   const std::string all = RouteText(report, tokenizer, {.columns = 70, .plain = false, .layers = {0}});
-  EXPECT_EQ(lines(all, "\"a\" 2.5"), 39);
-  EXPECT_EQ(lines(all, "(dead)"), 1);
-  EXPECT_EQ(lines(all, "#"), 0);
-  EXPECT_GT(lines(some, "##"), 32);
-  EXPECT_GT(lines(RouteText(report, tokenizer, {.columns = 200}), "\"i\" 2.5"), 0);
+  EXPECT_EQ(Count(all, "\"a\" 2.5"), 39u);
+  EXPECT_EQ(Count(all, "(dead)"), 1u);
+  EXPECT_EQ(Count(all, "#"), 0u);
+  EXPECT_GT(Count(some, "##"), 32u);
+  EXPECT_GT(Count(RouteText(report, tokenizer, {.columns = 200}), "\"i\" 2.5"), 0u);
   // Bars and lists keep to the width; 40 loads take two lines of 8 and more.
   size_t begin = all.find("load of each expert");
   for (size_t end = all.find('\n', begin); end != std::string::npos && begin < all.find("what other");
@@ -311,7 +307,7 @@ TEST(RouteText, IsAsWideAsTheTerminalAndListsWhatIsAskedFor) {
     }
     begin = end + 1;
   }
-  EXPECT_GE(lines(all, "█"), 40);
+  EXPECT_GE(Count(all, "█"), 40u);
 }
 
 TEST(RouteTimes, EveryExecutorIsTimedAndTheLayerIsAsBefore) {

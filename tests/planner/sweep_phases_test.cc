@@ -6,16 +6,11 @@
 #include <set>
 
 #include "moe/planner/sweep_runner.h"
+#include "testing/test_context.h"
 #include "testing/tiny_model.h"
 
 namespace moe {
 namespace {
-
-struct Machine {
-  ThreadPool pool{2};
-  Arena arena;
-  ExecContext ctx{pool, arena, *SupportedKernelTables()[0]};
-};
 
 SweepOptions Quick(Phase phase, std::vector<int64_t> batches) {
   return {.phase = phase, .batches = std::move(batches), .context = 12, .seconds = 0, .probe_bytes = 1 << 20};
@@ -65,7 +60,7 @@ TEST(DrawExperts, GivesEachItsChance) {
 }
 
 TEST(MeasureSweep, MeasuresPrefillAndTraining) {
-  Machine machine;
+  test::TestContext machine(2);
   const ModelConfig config = test::TinyMoe();
   for (const Phase phase : {Phase::kPrefill, Phase::kTrain}) {
     for (const DType format : {DType::kF32, DType::kBf16}) {
@@ -103,7 +98,7 @@ TEST(MeasureSweep, MeasuresPrefillAndTraining) {
 }
 
 TEST(MeasureSweep, TrainingDoesThreeTimesThePrefillsProducts) {
-  Machine machine;
+  test::TestContext machine(2);
   const ModelConfig config = test::TinyDense();
   const auto flop = [&](Phase phase) {
     const auto report = MeasureSweep(config, nullptr, Quick(phase, {24}), {}, machine.ctx);
@@ -116,7 +111,7 @@ TEST(MeasureSweep, TrainingDoesThreeTimesThePrefillsProducts) {
 }
 
 TEST(MeasureSweep, TokensGoWhereChanceSendsThem) {
-  Machine machine;
+  test::TestContext machine(2);
   ModelConfig config = test::TinyMoe();
   for (LayerSpec& layer : config.layers) layer.moe.router.num_experts = 16;
   for (const Phase phase : {Phase::kDecode, Phase::kPrefill, Phase::kTrain}) {
@@ -138,7 +133,7 @@ TEST(MeasureSweep, TokensGoWhereChanceSendsThem) {
 }
 
 TEST(MeasureSweep, RefusesAPromptLongerThanTheContext) {
-  Machine machine;
+  test::TestContext machine(2);
   SweepOptions options = Quick(Phase::kPrefill, {4});
   options.context = 33;
   const auto report = MeasureSweep(test::TinyMoe(), nullptr, options, {}, machine.ctx);

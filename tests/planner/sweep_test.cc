@@ -6,16 +6,11 @@
 #include <cmath>
 
 #include "moe/base/cpu_info.h"
+#include "testing/test_context.h"
 #include "testing/tiny_model.h"
 
 namespace moe {
 namespace {
-
-struct Machine {
-  ThreadPool pool{2};
-  Arena arena;
-  ExecContext ctx{pool, arena, *SupportedKernelTables()[0]};
-};
 
 // Three rounds of everything, and no more.
 SweepOptions Quick(std::vector<int64_t> batches) {
@@ -30,7 +25,7 @@ ModelConfig ManyExperts() {
 }
 
 TEST(MeasureSweep, MeasuresAModelBesideItsTwins) {
-  Machine machine;
+  test::TestContext machine(2);
   const ModelConfig config = ManyExperts();
   for (const DType format : {DType::kF32, DType::kBf16}) {
     SweepOptions options = Quick({1, 3, 64});
@@ -83,7 +78,7 @@ TEST(MeasureSweep, MeasuresAModelBesideItsTwins) {
 
 // What a step reads must not be what the step before left in the caches: every token chooses anew, whatever past it has.
 TEST(MeasureSweep, RandomWeightsUseAllExpertsInTime) {
-  Machine machine;
+  test::TestContext machine(2);
   ModelConfig config = test::TinyMoe();
   config.hidden = 128, config.num_heads = 4, config.num_kv_heads = 4, config.head_width = 32, config.vocab_size = 1000;
   config.context = 128;
@@ -105,7 +100,7 @@ TEST(MeasureSweep, RandomWeightsUseAllExpertsInTime) {
 }
 
 TEST(MeasureSweep, TokensDifferFromStepToStep) {
-  Machine machine;
+  test::TestContext machine(2);
   ModelConfig config = ManyExperts();
   config.layers.assign(24, config.layers[0]);
   const auto report = MeasureSweep(config, nullptr, Quick({2}), {}, machine.ctx);
@@ -116,7 +111,7 @@ TEST(MeasureSweep, TokensDifferFromStepToStep) {
 }
 
 TEST(MeasureSweep, UsesALoadedModelAsItIs) {
-  Machine machine;
+  test::TestContext machine(2);
   const ModelConfig config = test::TinyMoe();
   Model model(config, DType::kF32, /*training=*/false);
   model.Initialize(1, machine.ctx);
@@ -137,7 +132,7 @@ TEST(MeasureSweep, UsesALoadedModelAsItIs) {
 }
 
 TEST(MeasureSweep, MeasuresOnlyTheTwinsThatAreWanted) {
-  Machine machine;
+  test::TestContext machine(2);
   SweepOptions options = Quick({2});
   options.against = {TwinKind::kEqualTotal};
   const auto one = MeasureSweep(test::TinyMoe(), nullptr, options, {}, machine.ctx);
@@ -154,7 +149,7 @@ TEST(MeasureSweep, MeasuresOnlyTheTwinsThatAreWanted) {
 }
 
 TEST(MeasureSweep, KeepsFinishedRowsWhenStopped) {
-  Machine machine;
+  test::TestContext machine(2);
   double last = 0;
   const auto stop_at_8 = [&](const SweepProgress& progress) {
     EXPECT_GE(progress.fraction, last);
@@ -209,7 +204,7 @@ TEST(CheckSweep, RefusesWhatDoesNotFitWithTheFigures) {
   EXPECT_NE(CheckSweep(config, SweepWeights::kRandom, one).error().what.find("--layers 1 would fit"), std::string::npos);
   one.memory_bytes = 1;
   EXPECT_EQ(CheckSweep(config, SweepWeights::kRandom, one).error().what.find("would fit"), std::string::npos);
-  Machine machine;
+  test::TestContext machine(2);
   EXPECT_FALSE(MeasureSweep(config, nullptr, one, {}, machine.ctx).has_value());
 }
 

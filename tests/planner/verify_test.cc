@@ -21,6 +21,12 @@ ModelConfig Shape() {
   return config;
 }
 
+std::array<double, kNumStepParts> Parts(const ModelConfig& config, const Step& step, const Conditions& now, double slower) {
+  auto parts = Predict({.config = config}, step, now).part_s;
+  for (double& s : parts) s *= slower;
+  return parts;
+}
+
 // A sweep on a machine that is `memory` times as fast at reading as the profile says, every step `slower` times as long as
 // predicted there.
 SweepReport FakeSweep(const MachineProfile& machine, double memory, double slower) {
@@ -37,6 +43,7 @@ SweepReport FakeSweep(const MachineProfile& machine, double memory, double slowe
       const Step step{Phase::kDecode, batch, 64};
       row.cells.push_back({.s_per_step = slower * Predict({.config = subject.config}, step, {machine, memory}).s,
                            .repeat_error = 0.02,
+                           .part_s = Parts(subject.config, step, {machine, memory}, slower),
                            .distinct_experts = UniformDistinctExperts(subject.config, batch)});
     }
     report.rows.push_back(std::move(row));
@@ -103,6 +110,69 @@ TEST(Verify, AnUnsteadySweepMayMissByMore) {
   for (const uint8_t named : v.named) EXPECT_TRUE(named);
 }
 
+TEST(Verify, ABoundaryOfOneCurveAloneIsKept) {
+  const MachineProfile machine = FakeMachine();
+  SweepReport report = FakeSweep(machine, 1, 1);
+  const size_t both = Verify(report, machine).boundaries.size();  // predicted never to fall to 1.25
+  for (SweepRow& row : report.rows) row.cells[2].s_per_step = (row.batch < 64 ? 1.05 : 2) * row.cells[0].s_per_step;
+  const Verification v = Verify(report, machine);
+  ASSERT_EQ(v.boundaries.size(), both + 1);
+  const auto alone = std::ranges::find_if(v.boundaries, [](const BoundaryCheck& b) { return !b.exact(); });
+  ASSERT_NE(alone, v.boundaries.end());
+  EXPECT_EQ(alone->name, "speed-up over equal total rises above 1.25");
+  ASSERT_TRUE(alone->measured && !alone->predicted);
+  EXPECT_NEAR(*alone->measured, 32 * std::pow(2, 0.2 / 0.95), 1e-9);
+  EXPECT_EQ(alone->edge, 4096);
+  EXPECT_NEAR(alone->factor(), 4096 / *alone->measured, 1e-9);
+  EXPECT_NE(VerifyText(report, v).find("not predicted among these batches, measured at batch 37.0, a factor of at least 110.6"),
+            std::string::npos)
+      << VerifyText(report, v);
+  nlohmann::json json = SweepJson(report, "shape");
+  AddVerification(report, v, json);
+  EXPECT_TRUE(std::ranges::any_of(json["boundaries"], [](const auto& b) { return b["predicted"].is_null(); }));
+  EXPECT_TRUE(v.measured_plateau.exists());
+  EXPECT_FALSE(v.predicted_plateau.exists());
+}
+
+TEST(Verify, GainIsMeasuredTimeBesideCountedFlop) {
+  const MachineProfile machine = FakeMachine();
+  SweepReport report = FakeSweep(machine, 1, 1);
+  std::vector<SweepCell>& cells = report.rows.back().cells;
+  const Verification v = Verify(report, machine);
+  ASSERT_TRUE(v.whole && v.experts);
+  EXPECT_NEAR(v.whole->speedup, cells[2].s_per_step / cells[0].s_per_step, 1e-12);
+  // Of 32 experts 2 are taken; the router's product comes on top, and the twin is as much wider.
+  EXPECT_NEAR(v.experts->flop_ratio, 16, 0.1);
+  EXPECT_GT(v.experts->flop_ratio, v.whole->flop_ratio);
+  const double seconds =
+      cells[0].part_s[static_cast<size_t>(StepPart::kExperts)] + cells[0].part_s[static_cast<size_t>(StepPart::kRouter)];
+  EXPECT_NEAR(v.experts->speedup, cells[2].part_s[static_cast<size_t>(StepPart::kExperts)] / seconds, 1e-9);
+  EXPECT_NEAR(v.experts->share(), v.experts->speedup / v.experts->flop_ratio, 1e-12);
+  nlohmann::json json = SweepJson(report, "shape");
+  AddVerification(report, v, json);
+  EXPECT_EQ(json["gain_at_largest_batch"]["expert_layers"]["share"], v.experts->share());
+}
+
+TEST(SweepValley, DrawsMeasuredCurvesAndThePredictedOne) {
+  const MachineProfile machine = FakeMachine();
+  SweepReport report = FakeSweep(machine, 1, 1);
+  const Verification v = Verify(report, machine);
+  const TerminalPlot measured = ValleyOf(report, nullptr), both = ValleyOf(report, &v);
+  ASSERT_EQ(measured.series.size(), 2);
+  ASSERT_EQ(both.series.size(), 3);
+  EXPECT_EQ(both.x.size(), report.rows.size());
+  for (size_t r = 0; r < report.rows.size(); ++r) {
+    EXPECT_NEAR(both.series[0].y[r], *report.Speedup(report.rows[r], SweepRole::kDenseTotal), 1e-12);
+    EXPECT_NEAR(both.series[1].y[r], *report.Speedup(report.rows[r], SweepRole::kDenseActive), 1e-12);
+    EXPECT_NEAR(both.series[2].y[r], both.series[0].y[r], 1e-9);  // a perfect prediction
+  }
+  ASSERT_FALSE(both.bands.empty());
+  EXPECT_EQ(both.bands.back().to, 4096);
+  report.subjects.resize(1);
+  for (SweepRow& row : report.rows) row.cells.resize(1);
+  EXPECT_TRUE(ValleyOf(report, nullptr).series.empty());
+}
+
 TEST(Verify, JsonSaysTheSame) {
   const MachineProfile machine = FakeMachine();
   SweepReport report = FakeSweep(machine, 1, 1);
@@ -124,6 +194,12 @@ TEST(Verify, JsonSaysTheSame) {
   EXPECT_EQ(json["mape"]["middle"].is_null(), std::isnan(v.adjacent.by_regime[static_cast<size_t>(Regime::kMiddle)]));
   EXPECT_EQ(json["boundaries"].size(), v.boundaries.size());
   EXPECT_EQ(json["stated_error"], v.stated_error);
+  EXPECT_NEAR(json["b_m"].get<double>() / json["b_d"].get<double>(), 16, 1e-9);  // 32 experts, top-2
+  EXPECT_EQ(json["plateau"], v.measured_plateau.exists());
+  EXPECT_EQ(json["plateau_predicted"], v.predicted_plateau.exists());
+  EXPECT_TRUE(json["best_batch"].is_number() || json["best_batch"].is_null());
+  EXPECT_EQ(json["rows"][0]["moe"]["regime"], json["rows"][0]["regime"]);
+  EXPECT_TRUE(json["rows"][0]["moe"]["bound"].is_string());
 }
 
 // A router of its own sends tokens of one text to fewer experts than chance would: the experts that were touched are known.

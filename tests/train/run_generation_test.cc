@@ -65,16 +65,17 @@ class RunGenerationTest : public RunTest {
     std::vector<Tensor> of_step;
     std::vector<MatView<float>> of_step_views;
     for (size_t l = 0; l < L; ++l) of_step_views.push_back(of_step.emplace_back(std::vector<int64_t>{1, experts_of(l)}).mat());
-    StepStats generated;  // adds up
+    StepStats generated;   // adds up
+    TestContext alone(1);  // a second thread would wait for each row's few products
     KvCache cache = KvCache::Make(config_, 1, config_.context);
     for (RowInfo row : rows) {
       row.sequence = 0;
-      t.arena.Reset();
+      alone.arena.Reset();
       const auto one = (*model)->Forward({.rows = std::span(&row, 1),
                                           .logit_rows = std::span(all_rows).first(1),
                                           .cache = &cache,
                                           .router_logits = of_step_views},
-                                         &generated, t.ctx);
+                                         &generated, alone.ctx);
       ASSERT_TRUE(one) << one.error().Message();
       Append(*one, generated_logits);
       for (size_t l = 0; l < L; ++l) Append(of_step_views[l], generated_router_logits[l]);
