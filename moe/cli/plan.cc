@@ -186,6 +186,7 @@ Result<int> PlanModel(const PlanFlags& flags) {
   MOE_TRY(CheckPageTarget(flags.common, flags.out));
   const std::string& name = flags.model.empty() ? flags.config : flags.model;
   MOE_TRY(const ModelConfig config, LoadModelConfig(name));
+  MOE_TRY(CheckRouting(config, options.routing));
   options.context = flags.context.value_or(std::min(options.context, std::max<int64_t>(config.context - 1, 1)));
   MOE_TRY(CheckPlan(config, options));
   MOE_TRY(const auto run, MakeRunContext(flags.common));

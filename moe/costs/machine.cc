@@ -78,6 +78,7 @@ void Complete(MachineProfile& m) {
   if (m.read_bytes_per_s <= 0) m.read_bytes_per_s = m.memory_bytes_per_s();
   if (m.rmw_bytes_per_s <= 0) m.rmw_bytes_per_s = m.memory_bytes_per_s();
   if (m.adamw_bytes_per_s <= 0) m.adamw_bytes_per_s = m.rmw_bytes_per_s;
+  if (m.adamw_wide_bytes_per_s <= 0) m.adamw_wide_bytes_per_s = m.adamw_bytes_per_s;
   for (const DType format : kFormats) {
     const double flop_s = 1 / m.peak_flop_per_s(format);
     for (int kind = 0; kind < kNumProductKinds; ++kind) {

@@ -81,7 +81,7 @@ struct SwitchGains {
 };
 
 // Of what `moe probe` measures: a profile that was kept by another is measured anew.
-inline constexpr int kProfileRevision = 2;
+inline constexpr int kProfileRevision = 3;
 
 struct MachineProfile {
   std::string name;  // "this machine", or a built-in's
@@ -97,6 +97,7 @@ struct MachineProfile {
   double read_bytes_per_s = 0;                        // of memory, in order
   double rmw_bytes_per_s = 0;                         // a stream changed in place; both directions count
   double adamw_bytes_per_s = 0;                       // AdamW, packs and all
+  double adamw_wide_bytes_per_s = 0;                  // of matrices whose rows are too long to be worked through whole
   double peak_f32 = 0, peak_bf16 = 0, peak_int8 = 0;  // FLOP/s
   double pace_flop_per_s = 0;                         // of the cores while this was measured, see CeilingProbe::Pace
   double barrier_s = 0;                               // to begin and end one parallel piece of work

@@ -43,6 +43,7 @@ constexpr std::string_view kKeys[] = {"name",
                                       "read_bytes_per_s",
                                       "rmw_bytes_per_s",
                                       "adamw_bytes_per_s",
+                                      "adamw_wide_bytes_per_s",
                                       "peak_flop_per_s",
                                       "pace_flop_per_s",
                                       "barrier_s",
@@ -336,6 +337,7 @@ void ReadRates(const Place& root, MachineProfile& m, Reader& reader) {
   // 0: Complete knows.
   m.rmw_bytes_per_s = reader.Number(root, "rmw_bytes_per_s", kRate, 0);
   m.adamw_bytes_per_s = reader.Number(root, "adamw_bytes_per_s", kRate, 0);
+  m.adamw_wide_bytes_per_s = reader.Number(root, "adamw_wide_bytes_per_s", kRate, 0);
   m.pace_flop_per_s = reader.Number(root, "pace_flop_per_s", kRateOrUnknown, 0);
   m.barrier_s = reader.Number(root, "barrier_s", kTimeOrNone, 0);
   m.step_s = reader.Number(root, "step_s", kTimeOrNone, 0);

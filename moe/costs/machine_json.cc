@@ -80,6 +80,7 @@ Json JsonOf(const MachineProfile& m) {
             {"read_bytes_per_s", m.read_bytes_per_s},
             {"rmw_bytes_per_s", m.rmw_bytes_per_s},
             {"adamw_bytes_per_s", m.adamw_bytes_per_s},
+            {"adamw_wide_bytes_per_s", m.adamw_wide_bytes_per_s},
             {"weights_bytes_per_s", m.memory_bytes_per_s()},
             {"weights_by_working_set", JsonOf(m.weights_bytes_per_s, "bytes", "bytes_per_s")},
             {"peak_flop_per_s", {{"f32", m.peak_f32}, {"bf16", m.peak_bf16}, {"int8", m.peak_int8}}},

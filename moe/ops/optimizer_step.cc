@@ -9,8 +9,8 @@ namespace moe {
 namespace {
 
 // A block's new values stay in L2 until they are packed. Whole rows of a panel belong to one item: prefetchers run past the end
-// of every piece of a row, and what they bring must be of use to the same core. Best are blocks of whole rows, one stream each.
-constexpr int64_t kWholeRows = 2048;      // columns, at most: a panel's values are 256 KiB
+// of every piece of a row, and what they bring must be of use to the same core. Best are blocks of whole rows, one stream each:
+// of kAdamwWholeRows a panel's values are 256 KiB.
 constexpr int64_t kBlockColumns = 1024;   // of longer rows
 constexpr int64_t kItemElements = 16384;  // at least, where the matrix has as many
 constexpr int64_t kItemColumns = 16384;   // at most: longer rows are shared
@@ -58,7 +58,7 @@ void RunPiece(const AdamwStep& step, const AdamwTensor& t, const Cut& cut, const
   const int64_t K = cut.K, matrix = p.matrix * cut.N * K, panel_rows = t.packed == nullptr ? p.rows : kPanel;
   float *grad = t.parameter->grad.data() + matrix, *value = t.parameter->value.data() + matrix;
   float *m = t.m.data() + matrix, *v = t.v.data() + matrix;
-  const bool whole_rows = t.packed == nullptr || K <= kWholeRows;
+  const bool whole_rows = t.packed == nullptr || K <= kAdamwWholeRows;
   const int64_t block = whole_rows ? p.cols : kBlockColumns, col_end = p.col + p.cols, row_end = p.row + p.rows;
   for (int64_t row = p.row; row < row_end; row += panel_rows) {
     const int64_t rows = std::min(panel_rows, row_end - row);

@@ -10,6 +10,7 @@
 #include "moe/costs/op_time.h"
 #include "moe/ops/attention.h"
 #include "moe/ops/gemm.h"
+#include "moe/ops/optimizer_step.h"
 #include "moe/planner/bench_operands.h"
 #include "moe/planner/bench_optimizer.h"
 #include "moe/planner/probe.h"
@@ -30,8 +31,9 @@ constexpr StreamPoint kWeightPoints[] = {{{2048, 1024, 1}, 1},  {{2048, 1024, 1}
                                          {{2048, 1024, 1}, 8},  {{2048, 1024, 1}, 16}, {{2048, 1024, 1}, 32},
                                          {{2048, 1024, 1}, 64}, {{2048, 1024, 8}, 1},  {{512, 512, 8}, 1},
                                          {{512, 512, 1}, 1},    {{1024, 1024, 2}, 1},  {{512, 512, 2}, 1}};
-constexpr StreamPoint kGradPoints[] = {{{1024, 1024, 1}, 1},   {{1024, 1024, 1}, 16}, {{1024, 1024, 1}, 64},
-                                       {{1024, 1024, 1}, 256}, {{512, 512, 8}, 1},    {{512, 512, 8}, 4},
+// Lists of gradients lie side by side, as those of a model do.
+constexpr StreamPoint kGradPoints[] = {{{1024, 1024, 8}, 1},   {{1024, 1024, 8}, 16}, {{1024, 1024, 8}, 64},
+                                       {{1024, 1024, 8}, 256}, {{512, 512, 8}, 1},    {{512, 512, 8}, 4},
                                        {{512, 512, 8}, 16},    {{512, 512, 8}, 64}};
 constexpr StreamShape kSetPart{1024, 1024, 1};
 
@@ -93,7 +95,8 @@ class ColdProducts {
     return SecondsPerRun(sample_s, [&, N = N, K = K, at_once = at_once] {
       std::array<WeightGradProblem, kMostAtOnce> problems;
       for (int64_t i = 0; i < at_once; ++i) {
-        auto* d_w = reinterpret_cast<float*>(Next(4 * N * K, std::ssize(buffer_)));
+        at_ = (at_ + 1) % (std::ssize(buffer_) / (4 * N * K));
+        auto* d_w = reinterpret_cast<float*>(buffer_.data() + at_ * 4 * N * K);
         problems[static_cast<size_t>(i)] = {.d_y = d_y, .x = x, .d_w = {d_w, N, K}, .format = format};
       }
       GroupedWeightGrad(std::span(problems).first(static_cast<size_t>(at_once)), ctx_);
@@ -225,6 +228,19 @@ void FitAttention(DType format, const std::vector<Sample>& samples, AttentionCos
   }
 }
 
+// AdamW over matrices with rows of so many values.
+struct OptimizerRows {
+  double bytes = 0;
+  std::function<void()> step;
+  std::vector<double> share = {};  // its bytes/s over those of weights beside it
+
+  OptimizerRows(int64_t values, int64_t columns, ExecContext& ctx) {
+    const int64_t rows = std::max(values / columns / kPanel * kPanel, kPanel);
+    bytes = static_cast<double>(rows * columns) * AdamwBytes(DType::kBf16);
+    step = AdamwOver({{rows, columns}}, DType::kBf16, ctx);
+  }
+};
+
 // A function, as g++ 12 gives up on a default that has defaults of its own.
 std::array<OfFormat, 2> BothFormats() {
   return {OfFormat{.format = DType::kF32}, OfFormat{.format = DType::kBf16}};
@@ -236,22 +252,19 @@ struct StreamCalibration::Points {
   std::span<std::byte> buffer;
   ColdProducts products;
   ColdAttention attention;
-  int64_t optimized;  // values
-  std::function<void()> adamw;
-  std::vector<double> adamw_share = {};  // its bytes/s over those of weights beside it
+  std::array<OptimizerRows, 2> adamw;  // usual and wide ones
   std::array<OfFormat, 2> formats = BothFormats();
 };
 
 StreamCalibration::StreamCalibration(std::span<std::byte> buffer, ExecContext& ctx) : ctx_(ctx) {
-  // Value, gradient, two moments and both packs: as much as the buffer, all together.
-  constexpr int64_t kBytesPerValue = 20, kColumns = 1024;
-  const int64_t rows = std::max<int64_t>(std::ssize(buffer) / kBytesPerValue / kColumns, 1);
+  // Value, gradient, two moments and both packs: as much as half of the buffer, all together.
+  constexpr int64_t kBytesPerValue = 20, kUsual = kAdamwWholeRows / 2, kWide = 4 * kAdamwWholeRows;
+  const int64_t values = std::ssize(buffer) / 2 / kBytesPerValue;
   const std::span<const float> floats(reinterpret_cast<const float*>(buffer.data()), buffer.size() / sizeof(float));
   points_ = std::make_unique<Points>(Points{.buffer = buffer,
                                             .products = ColdProducts(buffer, ctx),
                                             .attention = ColdAttention(floats, ctx),
-                                            .optimized = rows * kColumns,
-                                            .adamw = AdamwOver({{rows, kColumns}}, DType::kBf16, ctx)});
+                                            .adamw = {OptimizerRows(values, kUsual, ctx), OptimizerRows(values, kWide, ctx)}});
 }
 
 StreamCalibration::~StreamCalibration() = default;
@@ -275,13 +288,15 @@ void StreamCalibration::Round(CeilingProbe& ceilings, double sample_s) {
     }
     sample(f.attention, {}, [&] { return all.attention.Run(f.format, sample_s, ctx_); });
   }
-  const double bytes_per_s = ceilings.Sample(Ceiling::kWeights, ctx_.pool);
-  const double bytes = static_cast<double>(all.optimized) * AdamwBytes(DType::kBf16);
-  all.adamw_share.push_back(bytes / SecondsPerRun(sample_s, all.adamw) / bytes_per_s);
+  for (OptimizerRows& rows : all.adamw) {
+    const double bytes_per_s = ceilings.Sample(Ceiling::kWeights, ctx_.pool);
+    rows.share.push_back(rows.bytes / SecondsPerRun(sample_s, rows.step) / bytes_per_s);
+  }
 }
 
 void StreamCalibration::Fit(MachineProfile& m) const {
-  m.adamw_bytes_per_s = Summarize(points_->adamw_share).median * m.memory_bytes_per_s();
+  const auto rate = [&](size_t i) { return Summarize(points_->adamw[i].share).median * m.memory_bytes_per_s(); };
+  m.adamw_bytes_per_s = rate(0), m.adamw_wide_bytes_per_s = rate(1);
   for (const OfFormat& f : points_->formats) {
     m.streams.push_back(FitStream(f.format, false, f.weights, m));
     m.streams.push_back(FitStream(f.format, true, f.gradients, m));

@@ -155,8 +155,8 @@ double CeilingProbe::Peak(double (*peak)(int64_t, float*), ThreadPool& pool) {
   return best;
 }
 
-double CeilingProbe::Pace(ThreadPool& pool) {
-  constexpr int64_t kSteps = 20000;
+double CeilingProbe::Pace(ThreadPool& pool, double seconds) {
+  constexpr int64_t kSteps = 2000;
   const auto thread_s = [] {
     std::timespec t{};
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
@@ -164,12 +164,12 @@ double CeilingProbe::Pace(ThreadPool& pool) {
   };
   std::vector<double> rates(static_cast<size_t>(pool.num_threads()));
   pool.ParallelFor(pool.num_threads(), [&](int64_t i, int) {
-    double& best = rates[static_cast<size_t>(i)];
-    for (int turn = 0; turn < kPeakTurns; ++turn) {
-      float sink = 0;
-      const double start = thread_s(), flop = kernels_.peak_f32(kSteps, &sink);
-      best = std::max(best, flop / (thread_s() - start));
-    }
+    float sink = 0;
+    const double start = thread_s();
+    double flop = 0, spent = 0;
+    do flop += kernels_.peak_f32(kSteps, &sink), spent = thread_s() - start;
+    while (spent < seconds);
+    rates[static_cast<size_t>(i)] = flop / spent;
   });
   return std::accumulate(rates.begin(), rates.end(), 0.0);
 }

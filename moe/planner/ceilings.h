@@ -32,8 +32,10 @@ class CeilingProbe {
   // One sample: some milliseconds, for memory one pass over the buffer.
   double Sample(Ceiling ceiling, ThreadPool& pool);
 
-  // FLOP/s of float32 multiply-adds by the threads' own clocks: the pace of the cores, whoever else has them now and then.
-  double Pace(ThreadPool& pool);
+  // FLOP/s of float32 multiply-adds by the threads' own clocks, over so many seconds of each: the pace of the cores, whoever
+  // else has them now and then. A mean, as a step's: who shares a core's arithmetic, like its other hardware thread, comes and
+  // goes.
+  double Pace(ThreadPool& pool, double seconds = 1e-3);
 
   int64_t buffer_bytes() const { return num_chunks_ * kChunkBytes; }
   // Four times the last-level cache, within 256 MiB and 1 GiB.

@@ -107,7 +107,6 @@ struct Plan {
   std::optional<PlanRow> best;
 
   bool moe() const { return experts > 0; }
-  double best_tokens_per_s() const { return best ? best->model.tokens_per_s : 0; }
   std::vector<int64_t> Batches() const;
   std::vector<double> SpeedupTotal() const;  // empty of a dense model
   std::vector<double> SpeedupActive() const;

@@ -72,6 +72,13 @@ std::string Times(double ratio) {
   return fmt::format("{:.3g} times", ratio);
 }
 
+// ", it reads that much less"; how much more where `other` takes more than `one`, nothing where they are alike.
+std::string Because(std::string_view verb, double one, double other) {
+  if (other == one) return "";
+  if (other < one) return fmt::format(", it {} that much less", verb);
+  return fmt::format(", it {} {} as much", verb, Times(other / one));
+}
+
 std::string ReadingText(const Textbook& t) {
   std::string text = fmt::format("\n{:<28} {:>12} {:>12} {:>8} {:>8} {:>8}\n", "bound by memory", "batch 1", "all read",
                                  "B_sat", "B_d", "B_m");
@@ -91,8 +98,8 @@ std::string RegimesText(const Textbook& t, size_t i) {
   const double sat = std::max(one.b_sat, other.b_sat), compute = std::min(one.b_m, other.b_m),
                all = std::max(one.b_m, other.b_m);
   std::string text = fmt::format("\n{} against {}:\n", NameOf(other), NameOf(one));
-  text += fmt::format("- small batch, memory: {} as fast at batch 1, it reads that much less.\n",
-                      Times(one.batch_1_s / other.batch_1_s));
+  text += fmt::format("- small batch, memory: {} as fast at batch 1{}.\n", Times(one.batch_1_s / other.batch_1_s),
+                      Because("reads", one.batch_1_s, other.batch_1_s));
   if (sat < compute) {
     text += fmt::format("- middle, batch {:.3g} to {:.3g}: both read all their weights: {} as fast.\n", sat, compute,
                         Times(one.read_all_s / other.read_all_s));
@@ -100,8 +107,9 @@ std::string RegimesText(const Textbook& t, size_t i) {
     text += fmt::format("- no plateau in the middle: arithmetic binds from batch {:.3g} on, all is read from {:.3g} on.\n",
                         compute, sat);
   }
-  return text + fmt::format("- large batch, arithmetic, from {:.3g} on: {} as fast, it computes that much less.\n", all,
-                            Times(one.model.flop_per_token / other.model.flop_per_token));
+  return text + fmt::format("- large batch, arithmetic, from {:.3g} on: {} as fast{}.\n", all,
+                            Times(one.model.flop_per_token / other.model.flop_per_token),
+                            Because("computes", one.model.flop_per_token, other.model.flop_per_token));
 }
 
 std::string ValleyText(const Textbook& t, const TextStyle& style) {

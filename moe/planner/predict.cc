@@ -34,7 +34,8 @@ struct Timer {
     return {{.compute_s = s, .s = s}};
   }
   Timed operator()(const StreamOp& stream) const {
-    const double s = stream.bytes / (now.machine.adamw_bytes_per_s * now.memory);
+    const double rate = stream.wide ? now.machine.adamw_wide_bytes_per_s : now.machine.adamw_bytes_per_s;
+    const double s = stream.bytes / (rate * now.memory);
     return {{.memory_s = s, .s = s}};
   }
 };

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "moe/base/check.h"
+#include "moe/ops/optimizer_step.h"
 #include "moe/tensor/packed_weight.h"
 
 namespace moe {
@@ -108,6 +109,32 @@ std::vector<double> UniformDistinctExperts(const ModelConfig& config, int64_t to
     distinct.push_back(layer.ffn == FfnKind::kMoe ? UniformDistinctExperts(router.num_experts, router.top_k, tokens) : 0);
   }
   return distinct;
+}
+
+double ValuesOfWideRows(const ModelConfig& c) {
+  double wide = 0;
+  const auto add = [&](double count, int64_t outputs, int64_t inputs) {
+    if (inputs > kAdamwWholeRows) wide += count * static_cast<double>(outputs) * static_cast<double>(inputs);
+  };
+  const int64_t h = c.hidden, q = c.num_heads * c.head_width, kv = c.num_kv_heads * c.head_width;
+  const auto ffn = [&](int64_t F) { add(1, 2 * F, h), add(1, h, F); };
+  add(c.tie_embeddings ? 1 : 2, c.vocab_size, h);
+  for (const LayerSpec& layer : c.layers) {
+    add(1, q + 2 * kv, h), add(1, h, q);
+    if (layer.ffn != FfnKind::kMoe) {
+      ffn(layer.ffn_width);
+      continue;
+    }
+    for (const ExpertGroup& group : layer.moe.experts()) {
+      const ExpertSpec& spec = group.spec;
+      if (!spec.is_ffn()) continue;
+      const auto count = static_cast<double>(group.count);
+      add(count, spec.product_width(), h), add(count, h, spec.width);
+      if (spec.depth == 2) add(count, spec.product_width(), spec.width);
+    }
+    if (layer.moe.shared_width() > 0) ffn(layer.moe.shared_width());
+  }
+  return wide;
 }
 
 double SaturationBatch(const ModelConfig& config) {

@@ -49,5 +49,7 @@ double UniformDistinctExperts(int64_t experts, int64_t top_k, int64_t tokens);
 std::vector<double> UniformDistinctExperts(const ModelConfig& config, int64_t tokens);
 // Tokens that touch 95 % of the experts: (E/k) ln 20. 0 without experts; of the layer with the most experts per chosen one.
 double SaturationBatch(const ModelConfig& config);
+// Values of matrices whose rows are longer than kAdamwWholeRows.
+double ValuesOfWideRows(const ModelConfig& config);
 
 }  // namespace moe

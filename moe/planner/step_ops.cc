@@ -6,6 +6,8 @@
 
 #include "moe/base/check.h"
 #include "moe/ops/chunks.h"
+#include "moe/planner/bench_optimizer.h"
+#include "moe/planner/step_cost.h"
 #include "moe/tensor/packed_weight.h"
 
 namespace moe {
@@ -83,9 +85,8 @@ struct Walk {
   }
   void Rows(RowOp op, double rows, int64_t width, double working_set = 0) {
     if (rows <= 0 || width <= 0) return;
-    const double chunks = rows / D(RowsPerChunk(width));
-    Add({.op = RowWork{
-             .op = op, .values = rows * D(width), .chunks = chunks, .working_set = std::max(working_set, activations)}});
+    const double chunks = rows / D(RowsPerChunk(width)), set = std::max(working_set, activations);
+    Add({.op = RowWork{.op = op, .values = rows * D(width), .chunks = chunks, .working_set = set}});
   }
 
   void Attention() {
@@ -276,9 +277,8 @@ struct Walk {
     Rows(RowOp::kAdd, T, h, D(c().vocab_size * h) * kF32);
     part = StepPart::kOptimizer;
     Rows(RowOp::kSumSquares, D(count.total), 1, D(count.total) * 16);
-    // Value, gradient and two moments, read and written; both packs written.
-    Add({.op = StreamOp{D(count.total) * (8 * kF32 + 2 * D(SizeOf(model.format)))},
-         .bytes = D(count.total) * (8 * kF32 + 2 * D(SizeOf(model.format)))});
+    const double wide = ValuesOfWideRows(c()) * AdamwBytes(model.format), all = D(count.total) * AdamwBytes(model.format);
+    for (const StreamOp& op : {StreamOp{all - wide}, StreamOp{wide, true}}) Add({.op = op, .bytes = op.bytes});
   }
 
   void Layer(size_t l, bool backward) {

@@ -44,13 +44,14 @@ ExpertChances ZipfChances(int64_t experts, int64_t top_k, double s);
 std::vector<RowsOfMatrices> RowsOfExperts(const ExpertChances& chances, double tokens);
 double DistinctExperts(const ExpertChances& chances, double tokens);  // sum of 1 - (1 - p)^tokens
 
-// Routing: see RoutingCost. Streaming: bytes through memory at the optimizer's pace.
+// Routing: see RoutingCost. Streaming: bytes through memory at the optimizer's pace, of matrices with wide rows or of others.
 struct RoutingOp {
   bool backward = false;
   double tokens = 0, experts = 0, top_k = 0;
 };
 struct StreamOp {
   double bytes = 0;
+  bool wide = false;
 };
 
 struct StepOp {

@@ -19,6 +19,7 @@ namespace {
 constexpr int64_t kMinRounds = 3, kMaxRounds = 200;
 // Rounds whose probe of weights differs more than this from the median were taken in another phase of the machine's memory.
 constexpr double kSamePhase = 0.15;
+constexpr double kPaceSeconds = 10e-3;
 constexpr int64_t kPrefilled = 8;  // sequences whose past a loaded model computes; the others' is a copy
 constexpr float kCacheRms = 0.5f;  // what random weights give, rows of rms 1 times weights of 0.02, in width 600
 
@@ -151,7 +152,7 @@ Result<SweepReport> MeasureSweep(const ModelConfig& config, const Model* loaded,
       if (report.interrupted) break;
       probes.push_back(probe.Sample(Ceiling::kRead, ctx.pool));
       weights_probes.push_back(probe.Sample(Ceiling::kWeights, ctx.pool));
-      paces.push_back(probe.Pace(ctx.pool));
+      paces.push_back(probe.Pace(ctx.pool, kPaceSeconds));
     }
     if (report.interrupted) break;
 

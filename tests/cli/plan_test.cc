@@ -85,6 +85,16 @@ TEST(PlanCommand, ADenseConfigIsPlannedAsOne) {
   const RunResult result = RunPlan({"--config", folder / "config.json", "--machine", "h100-sxm"});
   ASSERT_EQ(result.exit_code, 0) << result.err;
   EXPECT_TRUE(Has(result.out, "This model is dense"));
+  ExpectFails(RunPlan({"--config", folder / "config.json", "--machine", "h100-sxm", "--routing", "zipf:1"}), 2, "--routing",
+              "got zipf:1 for a dense model");
+}
+
+TEST(PlanCommand, TextbookSaysWhenAModelReadsMore) {
+  const RunResult result = RunPlan(
+      {"--flops", "100e12", "--bandwidth", "2e12", "--parameters", "7B,47B", "--active", "7B,13B", "--batches", "1,64"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_TRUE(Has(result.out, "0.538 times as fast at batch 1, it reads 1.86 times as much.")) << result.out;
+  EXPECT_FALSE(Has(result.out, "that much less")) << result.out;
 }
 
 TEST(PlanCommand, BadInputIsOneLine) {

@@ -29,6 +29,7 @@ MachineProfile Awkward() {
                    .read_bytes_per_s = 1e10 / 9,
                    .rmw_bytes_per_s = 1e10 / 11,
                    .adamw_bytes_per_s = 1e10 / 13,
+                   .adamw_wide_bytes_per_s = 1e10 / 43,
                    .peak_f32 = 1e12 / 17,
                    .peak_bf16 = 1e12 / 19,
                    .peak_int8 = 1e12 / 23,
@@ -76,8 +77,8 @@ void ExpectSame(const MachineProfile& a, const MachineProfile& b) {
   EXPECT_EQ(std::tie(a.revision, a.threads, a.l2_bytes, a.l3_bytes, a.memory_bytes),
             std::tie(b.revision, b.threads, b.l2_bytes, b.l3_bytes, b.memory_bytes));
   ExpectSame(a.weights_bytes_per_s, b.weights_bytes_per_s);
-  EXPECT_EQ(std::tie(a.read_bytes_per_s, a.rmw_bytes_per_s, a.adamw_bytes_per_s),
-            std::tie(b.read_bytes_per_s, b.rmw_bytes_per_s, b.adamw_bytes_per_s));
+  EXPECT_EQ(std::tie(a.read_bytes_per_s, a.rmw_bytes_per_s, a.adamw_bytes_per_s, a.adamw_wide_bytes_per_s),
+            std::tie(b.read_bytes_per_s, b.rmw_bytes_per_s, b.adamw_bytes_per_s, b.adamw_wide_bytes_per_s));
   EXPECT_EQ(std::tie(a.peak_f32, a.peak_bf16, a.peak_int8, a.pace_flop_per_s),
             std::tie(b.peak_f32, b.peak_bf16, b.peak_int8, b.pace_flop_per_s));
   EXPECT_EQ(std::tie(a.barrier_s, a.step_s, a.row_op_s), std::tie(b.barrier_s, b.step_s, b.row_op_s));

@@ -114,8 +114,8 @@ MachineProfile Faster(MachineProfile m, double faster) {
     for (CurvePoint& p : curve.points) p.y /= faster;
   };
   rate(m.weights_bytes_per_s);
-  for (double* r : {&m.read_bytes_per_s, &m.rmw_bytes_per_s, &m.adamw_bytes_per_s, &m.peak_f32, &m.peak_bf16, &m.peak_int8,
-                    &m.pace_flop_per_s}) {
+  for (double* r : {&m.read_bytes_per_s, &m.rmw_bytes_per_s, &m.adamw_bytes_per_s, &m.adamw_wide_bytes_per_s, &m.peak_f32,
+                    &m.peak_bf16, &m.peak_int8, &m.pace_flop_per_s}) {
     *r *= faster;
   }
   for (ProductCost& c : m.products) time(c.step_s), time(c.panel_s);

@@ -16,7 +16,7 @@ inline MachineProfile FakeCpu(int threads) {
   m.name = "fake", m.threads = threads;
   m.l2_bytes = int64_t{1} << 20, m.l3_bytes = int64_t{32} << 20;
   m.weights_bytes_per_s.points = {{1e6, 100e9}, {16e6, 60e9}, {64e6, 25e9}, {512e6, 20e9}};
-  m.read_bytes_per_s = 22e9, m.rmw_bytes_per_s = 18e9, m.adamw_bytes_per_s = 15e9;
+  m.read_bytes_per_s = 22e9, m.rmw_bytes_per_s = 18e9, m.adamw_bytes_per_s = 15e9, m.adamw_wide_bytes_per_s = 12e9;
   m.peak_f32 = 200e9, m.peak_bf16 = 400e9;
   m.barrier_s = 2e-6, m.step_s = 2e-5;
   for (const DType format : {DType::kF32, DType::kBf16}) {
