@@ -29,7 +29,7 @@ struct PlanFlags {
   CommonFlags common;
   std::string model, config, machine, out;
   std::string batches = "1,2,4,8,16,32,64,128,256,512,1024,2048,4096";
-  std::string phase = "decode", dtype = "bf16", memory;
+  std::string phase = "decode", dtype = "bf16", kv_dtype = "f32", memory;
   std::optional<std::string> routing;
   std::vector<std::string> data;
   std::optional<int64_t> tokens;
@@ -43,40 +43,6 @@ struct PlanFlags {
     return !flops.empty() || !bandwidth.empty() || !flops_per_token.empty() || !parameters.empty() || !active.empty();
   }
 };
-
-// What may follow a number: the power of 1000, or of 1024, and a unit that says nothing new.
-struct Unit {
-  std::string_view name;  // "B" of bytes; of counts a billion
-  std::string_view example;
-};
-constexpr Unit kCountUnit{"", "70e9 or 70B"}, kBytesUnit{"B", "24e9, 24GB or 22GiB"}, kRateUnit{"B/s", "2e12 or 2TB/s"},
-    kFlopUnit{"FLOP/s", "100e12 or 100T"};
-
-Result<double> ParseScaled(const char* flag, const std::string& text, const Unit& unit) {
-  const auto wrong = [&] { return UsageErr(flag, "got '{}', expected a number above 0, as in {}", text, unit.example); };
-  double value = 0;
-  const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc()) return wrong();
-  std::string suffix(rest, text.data() + text.size());
-  std::erase(suffix, ' ');
-  if (!unit.name.empty() && suffix.ends_with(unit.name)) {
-    suffix.resize(suffix.size() - unit.name.size());
-  } else if (unit.name == kRateUnit.name && suffix.ends_with('B')) {
-    suffix.pop_back();
-  }
-  const bool binary = suffix.size() == 2 && suffix.back() == 'i' && unit.name.starts_with('B');
-  if (binary) suffix.pop_back();
-  if (suffix.size() > 1) return wrong();
-  if (!suffix.empty()) {
-    const char letter = suffix[0] == 'K' ? 'k' : suffix[0] == 'B' && unit.name.empty() ? 'G' : suffix[0];
-    const size_t power = std::string_view("kMGTP").find(letter);
-    if (power == std::string_view::npos) return wrong();
-    value *= std::pow(binary ? 1024.0 : 1000.0, static_cast<double>(power + 1));
-  }
-  constexpr double kMost = 1e24;
-  if (!(value > 0 && value < kMost)) return wrong();
-  return value;
-}
 
 Result<std::vector<double>> ParseList(const char* flag, const std::string& text) {
   std::vector<double> values;
@@ -111,6 +77,15 @@ Result<WeightType> ParseType(const std::string& text) {
     names.emplace_back(type.name);
   }
   return UsageErr("--dtype", "got '{}', expected one of {}", text, JoinNames(names));
+}
+
+Status ParseKvType(const PlanFlags& flags, PlanOptions& options) {
+  for (const auto& [name, bytes] : {std::pair<std::string_view, double>{"f32", 4}, {"f16", 2}, {"bf16", 2}}) {
+    if (flags.kv_dtype == name) options.kv_type = name, options.kv_value_bytes = bytes;
+  }
+  if (options.kv_type != flags.kv_dtype) return UsageErr("--kv-dtype", "got '{}', expected f32, f16 or bf16", flags.kv_dtype);
+  if (options.phase != Phase::kTrain || options.kv_type == "f32") return {};
+  return UsageErr("--kv-dtype", "got {} to train with, expected f32: nothing is cached", flags.kv_dtype);
 }
 
 Result<ExpertParallel> ParseParallel(const PlanFlags& flags) {
@@ -156,6 +131,7 @@ Result<PlanOptions> ParseOptions(const PlanFlags& flags) {
   MOE_TRY(options.phase, ParsePhase(flags.phase));
   MOE_TRY(options.batches, ParseBatches(flags.batches));
   MOE_TRY(options.dtype, ParseType(flags.dtype));
+  MOE_TRY(ParseKvType(flags, options));
   MOE_TRY(options.routing, ParseRouting(flags.routing.value_or("uniform"), /*model=*/false));
   MOE_TRY(options.parallel, ParseParallel(flags));
   if (options.phase == Phase::kTrain && !options.dtype.ours) {
@@ -204,7 +180,7 @@ Result<int> PlanModel(const PlanFlags& flags) {
 
 Result<int> PlanTextbook(const PlanFlags& flags, const CLI::App& app) {
   for (const char* flag : {"--model", "--config", "--machine", "--phase", "--context", "--routing", "--data", "--tokens",
-                           "--max-ms", "--memory", "--ranks", "--link-bandwidth", "--link-latency", "--out"}) {
+                           "--kv-dtype", "--max-ms", "--memory", "--ranks", "--link-bandwidth", "--link-latency", "--out"}) {
     if (app.count(flag) > 0) return UsageErr(flag, "got this and flags of the textbook form (--flops ...), expected one form");
   }
   TextbookOptions options;
@@ -242,6 +218,9 @@ void AddModelFlags(CLI::App& app, PlanFlags& flags) {
   app.add_option("--dtype", flags.dtype, "Weights: f32, bf16, or to plan for q8_0, q4_0, mxfp4")
       ->type_name("TYPE")
       ->capture_default_str();
+  app.add_option("--kv-dtype", flags.kv_dtype, "Keys and values that are kept: f32, as ours are, f16 or bf16")
+      ->type_name("TYPE")
+      ->capture_default_str();
   app.add_option("--out", flags.out, "Write a page with charts and all numbers")->type_name("FILE.html");
   app.add_option("--routing", flags.routing, "How tokens choose experts: uniform (default) or zipf:S")->type_name("R");
   app.add_option("--data", flags.data,
@@ -250,7 +229,8 @@ void AddModelFlags(CLI::App& app, PlanFlags& flags) {
   app.add_option("--tokens", flags.tokens, fmt::format("Of the text, at most (default: {})", PlanRoutingFlags{}.tokens))
       ->type_name("N");
   app.add_option("--max-ms", flags.max_ms, "The best batch takes at most so long per step")->type_name("X");
-  app.add_option("--memory", flags.memory, "The best batch takes at most so much, as in 24GB")->type_name("BYTES");
+  app.add_option("--memory", flags.memory, "The best batch takes at most so much, as in 24GB (default: the machine's)")
+      ->type_name("BYTES");
   app.add_option("--ranks", flags.ranks, "Machines that share the experts of every layer")
       ->type_name("N")
       ->capture_default_str();
@@ -288,6 +268,7 @@ int RunPlan(int argc, char** argv) {
        {"moe plan --flops 100e12 --flops-per-token 10e9,4e9", "the textbook's sum"},
        {"moe plan --flops 100e12 --bandwidth 2e12 --parameters 70B,235B --active 70B,22B", "and its three regimes"}});
   if (const auto parsed = ParseFlags(app, argc, argv)) return *parsed;
+  if (const Status filled = RefuseEmpty(app); !filled) return Fail(filled.error());
   const Result<int> code = flags.textbook() ? PlanTextbook(flags, app) : PlanModel(flags);
   return code ? *code : Fail(code.error());
 }

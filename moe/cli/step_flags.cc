@@ -1,7 +1,9 @@
 #include "moe/cli/step_flags.h"
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 
 #include "moe/base/interrupt.h"
 #include "moe/base/progress.h"
@@ -23,6 +25,35 @@ std::vector<std::string> SplitList(const std::string& text) {
     part.erase(0, std::min(part.find_first_not_of(' '), part.size()));
   }
   return parts;
+}
+
+Result<double> ParseScaled(const char* flag, const std::string& text, const Unit& unit) {
+  constexpr double kMost = 1e24;
+  const auto wrong = [&] { return UsageErr(flag, "got '{}', expected a number above 0, as in {}", text, unit.example); };
+  const auto too_far = [&] { return UsageErr(flag, "got '{}', expected a number above 0 and below {:g}", text, kMost); };
+  double value = 0;
+  const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error == std::errc::result_out_of_range) return too_far();
+  if (error != std::errc()) return wrong();
+  std::string suffix(rest, text.data() + text.size());
+  std::erase(suffix, ' ');
+  if (!unit.name.empty() && suffix.ends_with(unit.name)) {
+    suffix.resize(suffix.size() - unit.name.size());
+  } else if (unit.name == kRateUnit.name && suffix.ends_with('B')) {
+    suffix.pop_back();
+  }
+  const bool binary = suffix.size() == 2 && suffix.back() == 'i' && unit.name.starts_with('B');
+  if (binary) suffix.pop_back();
+  if (suffix.size() > 1) return wrong();
+  if (!suffix.empty()) {
+    const char letter = suffix[0] == 'K' ? 'k' : suffix[0] == 'B' && unit.name.empty() ? 'G' : suffix[0];
+    const size_t power = std::string_view("kMGTP").find(letter);
+    if (power == std::string_view::npos) return wrong();
+    value *= std::pow(binary ? 1024.0 : 1000.0, static_cast<double>(power + 1));
+  }
+  if (!(value > 0)) return wrong();
+  if (value >= kMost) return too_far();
+  return value;
 }
 
 Result<std::vector<int64_t>> ParseBatches(const std::string& text) {
@@ -66,6 +97,16 @@ Result<SweepRouting> ParseRouting(const std::string& text, bool model) {
 Status CheckRouting(const ModelConfig& config, const SweepRouting& routing) {
   if (routing.kind != SweepRouting::kZipf || config.has_experts()) return {};
   return UsageErr("--routing", "got zipf:{:g} for a dense model, expected one with experts", routing.s);
+}
+
+Status RefuseEmpty(const CLI::App& app) {
+  for (const CLI::Option* option : app.get_options()) {
+    if (option->count() == 0 || option->get_expected_max() == 0) continue;
+    if (std::ranges::any_of(option->results(), [](const std::string& value) { return value.empty(); })) {
+      return UsageErr(option->get_name(), "got '', expected a value");
+    }
+  }
+  return {};
 }
 
 Result<MachineProfile> LoadMachine(const std::string& machine, ExecContext& ctx) {

@@ -4,7 +4,6 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -54,25 +53,10 @@ Result<std::vector<TwinKind>> ParseAgainst(const std::string& text) {
   return twins;
 }
 
-// "24e9", "24GB", "24 GiB", "500M"
 Result<int64_t> ParseMemory(const std::string& text) {
-  const auto wrong = [&] { return UsageErr("--memory", "got '{}', expected bytes, as in 24e9, 24GB or 22GiB", text); };
-  double bytes = 0;
-  const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), bytes);
-  if (error != std::errc()) return wrong();
-  std::string unit(rest, text.data() + text.size());
-  unit.erase(0, std::min(unit.find_first_not_of(' '), unit.size()));
-  if (!unit.empty() && unit.back() == 'B') unit.pop_back();
-  const bool binary = unit.size() == 2 && unit.back() == 'i';
-  if (binary) unit.pop_back();
-  if (unit.size() > 1) return wrong();
-  if (!unit.empty()) {
-    const size_t power = std::string_view("kMGT").find(unit == "K" ? 'k' : unit[0]);
-    if (power == std::string_view::npos) return wrong();
-    bytes *= std::pow(binary ? 1024.0 : 1000.0, static_cast<double>(power + 1));
-  }
-  if (!(bytes >= 1 && bytes < 9e18)) return wrong();
-  return static_cast<int64_t>(bytes);
+  MOE_TRY(const double bytes, ParseScaled("--memory", text, kBytesUnit));
+  if (bytes >= 1 && bytes < 9e18) return static_cast<int64_t>(bytes);
+  return UsageErr("--memory", "got '{}', expected 1 byte or more and less than 9e18", text);
 }
 
 Result<SweepOptions> ParseOptions(const SweepFlags& flags) {
@@ -216,6 +200,7 @@ int RunSweep(int argc, char** argv) {
                     {"moe sweep --config olmoe-1b-7b --layers 4", "a public shape, shortened, with random weights"},
                     {"moe sweep --config wide-64x8 --dtype bf16 --json sweep.json", "figures for other programs"}});
   if (const auto parsed = ParseFlags(app, argc, argv)) return *parsed;
+  if (const Status full = RefuseEmpty(app); !full) return Fail(full.error());
   const auto exit_code = Sweep(flags);
   return exit_code ? *exit_code : Fail(exit_code.error());
 }

@@ -63,6 +63,7 @@ struct AttentionOp {
   double first_position = 0;      // of each segment's first row
   double kv_working_set = 0;      // bytes
   double last_rows = 0;           // of one shorter segment besides; 0: none
+  double kv_value_bytes = 4;      // of a key or value that is kept
   double pairs() const {          // (query, key), of one head
     return segments * rows * (first_position + (rows + 1) / 2) + last_rows * (first_position + (last_rows + 1) / 2);
   }
@@ -71,7 +72,7 @@ struct AttentionOp {
   double computed_pairs() const;
   double kv_bytes() const {
     const double positions = segments * (first_position + rows) + (last_rows > 0 ? first_position + last_rows : 0);
-    return positions * 2 * kv_heads * head_width * 4;
+    return positions * 2 * kv_heads * head_width * kv_value_bytes;
   }
 };
 OpTime TimeOf(const AttentionOp& op, const AttentionCost& cost, const Conditions& now);

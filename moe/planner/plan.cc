@@ -6,6 +6,7 @@
 
 #include "moe/base/check.h"
 #include "moe/base/progress.h"
+#include "moe/ops/chunks.h"
 #include "moe/planner/step_cost.h"
 #include "moe/planner/sweep_report.h"
 
@@ -41,13 +42,14 @@ struct Planner {
 
   Step StepOf(int64_t batch) const { return {options.phase, batch, options.context}; }
   double ranks() const { return D(options.parallel.ranks); }
+  double kv_value_bytes() const { return options.phase == Phase::kTrain ? D(SizeOf(DType::kF32)) : options.kv_value_bytes; }
   int64_t SequencesOf(int64_t batch) const { return StepOf(batch).sequences(); }
 
   StepTime Time(const ModelConfig& shape, int64_t batch, std::vector<ExpertChances> chances,
                 std::vector<double> distinct = {}) const {
     const WeightType& type = options.dtype;
-    return Predict({shape, type.format, std::move(chances), type.ours ? 0 : type.bytes, std::move(distinct)}, StepOf(batch),
-                   now);
+    return Predict({shape, type.format, std::move(chances), type.ours ? 0 : type.bytes, std::move(distinct), kv_value_bytes()},
+                   StepOf(batch), now);
   }
 
   // Of the experts of one rank: of skewed ones the rank with the most popular, which all others wait for. [L]
@@ -135,25 +137,37 @@ struct Planner {
   }
 
   // --- memory of a rank ---
-  double ElsewhereShare() const { return 1 - 1 / ranks(); }  // of the experts
+  // Parameters of experts that the fullest rank, the one that RankTime is of, does not hold: it has E/ranks of a layer, rounded
+  // up.
+  double Elsewhere() const {
+    double sum = 0;
+    ModelConfig one = config;
+    for (const LayerSpec& layer : config.layers) {
+      if (layer.ffn != FfnKind::kMoe) continue;
+      const int64_t E = layer.moe.router.num_experts, held = CeilDiv(E, options.parallel.ranks);
+      one.layers = {layer};
+      sum += D(CountParameters(one).experts) * D(E - held) / D(E);
+    }
+    return sum;
+  }
   double Weights(const ModelConfig& shape, const WeightType& type, double elsewhere) const {
     const MemoryNeed need = InferenceMemory(shape, type.format, 0, 0, 0);
     const double packs = D(need.packs) * type.bytes / D(SizeOf(type.format));
-    return D(need.masters) + packs - elsewhere * D(CountParameters(shape).experts) * type.bytes;
+    return D(need.masters) + packs - elsewhere * type.bytes;
   }
   double TrainingState() const {
     const DType format = options.dtype.format;
     const MemoryNeed need = TrainingMemory(config, format, 1);
     const double per_value = 16 + 2 * D(SizeOf(format));
-    return D(need.masters + need.packs + need.gradients + need.moments) -
-           ElsewhereShare() * D(CountParameters(config).experts) * per_value;
+    return D(need.masters + need.packs + need.gradients + need.moments) - Elsewhere() * per_value;
   }
   PlanMemory Memory() const {
     PlanMemory memory;
-    for (const WeightType& type : kTypes) memory.types.push_back({type, Weights(config, type, ElsewhereShare())});
-    memory.weights = Weights(config, options.dtype, ElsewhereShare());
+    for (const WeightType& type : kTypes) memory.types.push_back({type, Weights(config, type, Elsewhere())});
+    memory.weights = Weights(config, options.dtype, Elsewhere());
     const int64_t positions = options.context + (options.phase == Phase::kDecode ? 1 : 0);
-    memory.cache_per_sequence = D(InferenceMemory(config, DType::kF32, 0, 1, positions).kv_cache);
+    memory.cache_per_sequence =
+        D(InferenceMemory(config, DType::kF32, 0, 1, positions).kv_cache) * options.kv_value_bytes / D(SizeOf(DType::kF32));
     memory.training_state = TrainingState();
     memory.program = D(MemoryNeed{}.program);
     return memory;
@@ -167,7 +181,18 @@ struct Planner {
   }
 };
 
-// What the least step takes must fit: the smallest type that does, or the smallest there is.
+// The widest type of weights with which `batch` takes no more than `limit`, else the smallest.
+Plan::OtherType OtherTypeFor(const Planner& planner, const PlanMemory& memory, double limit, int64_t batch) {
+  Plan::OtherType out;
+  for (const PlanMemory::OfType& type : memory.types) {
+    const double bytes = planner.MemoryAt(memory, type.weights, batch);
+    out = {type.type.name, bytes, bytes <= limit};
+    if (out.fits) break;
+  }
+  return out;
+}
+
+// What the least step takes must fit what the user allows.
 Status CheckMemory(const Planner& planner, const PlanMemory& memory) {
   const PlanOptions& options = planner.options;
   if (!options.memory_bytes) return {};
@@ -177,24 +202,20 @@ Status CheckMemory(const Planner& planner, const PlanMemory& memory) {
     return Err("--memory", "got {}, expected at least {} to train with {} weights at batch 1", FormatBytes(limit),
                FormatBytes(need), options.dtype.name);
   }
-  const PlanMemory::OfType* widest = nullptr;
-  for (const PlanMemory::OfType& type : memory.types) {
-    if (widest == nullptr && planner.MemoryAt(memory, type.weights, 1) <= limit) widest = &type;
-  }
-  const PlanMemory::OfType& smallest = memory.types.back();
-  const PlanMemory::OfType& shown = widest != nullptr ? *widest : smallest;
-  const std::string size = FormatBytes(planner.MemoryAt(memory, shown.weights, 1));
-  if (&shown == &smallest && options.dtype.name == smallest.type.name) {
+  const Plan::OtherType other = OtherTypeFor(planner, memory, limit, 1);
+  const std::string size = FormatBytes(other.memory_bytes);
+  if (other.type == options.dtype.name) {
     return Err("--memory", "got {}, expected at least {}: {} weights, the smallest there are, and batch 1", FormatBytes(limit),
-               size, shown.type.name);
+               size, other.type);
   }
   return Err("--memory", "got {}, expected at least {} for {} weights and batch 1; --dtype {} takes {}, {}", FormatBytes(limit),
-             FormatBytes(need), options.dtype.name, shown.type.name, size,
-             widest != nullptr ? "which fits" : "the least of all, which does not fit either");
+             FormatBytes(need), options.dtype.name, other.type, size,
+             other.fits ? "which fits" : "the least of all, which does not fit either");
 }
 
-bool Keeps(const PlanOptions& options, const PlanCell& cell, double memory_bytes) {
-  return (!options.max_s || cell.time.s <= *options.max_s) && (!options.memory_bytes || memory_bytes <= *options.memory_bytes);
+bool Keeps(const Plan& plan, const PlanCell& cell, double memory_bytes) {
+  return (!plan.options.max_s || cell.time.s <= *plan.options.max_s) &&
+         memory_bytes <= plan.memory_limit().value_or(memory_bytes);
 }
 
 // Between the batches of the table the largest that still keeps the bounds is found by halving: time and memory grow with it.
@@ -202,22 +223,28 @@ std::optional<int64_t> BestWithinBounds(const Plan& plan, const Planner& planner
   const std::vector<PlanRow>& rows = plan.rows;
   size_t best = rows.size();
   for (size_t i = 0; i < rows.size(); ++i) {
-    if (!Keeps(plan.options, rows[i].model, rows[i].memory_bytes)) continue;
+    if (!Keeps(plan, rows[i].model, rows[i].memory_bytes)) continue;
     if (best == rows.size() || rows[i].model.tokens_per_s > rows[best].model.tokens_per_s) best = i;
   }
   if (best == rows.size()) return std::nullopt;
-  if (best + 1 == rows.size() || Keeps(plan.options, rows[best + 1].model, rows[best + 1].memory_bytes))
-    return rows[best].batch;
+  if (best + 1 == rows.size() || Keeps(plan, rows[best + 1].model, rows[best + 1].memory_bytes)) return rows[best].batch;
   int64_t keeps = rows[best].batch, breaks = rows[best + 1].batch;
   double tokens_per_s = rows[best].model.tokens_per_s;
   while (breaks - keeps > 1) {
     const int64_t batch = keeps + (breaks - keeps) / 2;
     const PlanCell cell = planner.ModelCell(batch);
-    const bool ok = Keeps(plan.options, cell, planner.MemoryAt(plan.memory, plan.memory.weights, batch));
+    const bool ok = Keeps(plan, cell, planner.MemoryAt(plan.memory, plan.memory.weights, batch));
     (ok ? keeps : breaks) = batch;
     if (ok) tokens_per_s = cell.tokens_per_s;
   }
   return tokens_per_s > rows[best].model.tokens_per_s ? keeps : rows[best].batch;
+}
+
+std::optional<int64_t> BestOf(const Plan& plan, const Planner& planner) {
+  if (plan.options.max_s || plan.options.memory_bytes) return BestWithinBounds(plan, planner);
+  // Memory grows with the batch: where the knee, or else the last batch, fits, nothing bounds it.
+  const auto wanted = std::ranges::find(plan.rows, plan.knee.value_or(plan.rows.back().batch), &PlanRow::batch);
+  return plan.fits(*wanted) ? plan.knee : BestWithinBounds(plan, planner);
 }
 
 // The layer with the most experts for each chosen.
@@ -252,11 +279,7 @@ void Judge(Plan& plan) {
   plan.knee = KneeOf(batches, tokens_per_s);
   if (!plan.moe()) return;
   const std::vector<double> total = plan.SpeedupTotal(), active = plan.SpeedupActive();
-  const std::vector<Regime> regimes = RegimesOf(total);
-  for (size_t i = 0; i < regimes.size(); ++i) {
-    // One batch alone has no sides: what binds decides.
-    if (regimes.size() > 1 || regimes[i] == Regime::kMiddle) plan.rows[i].regime = regimes[i];
-  }
+  for (PlanRow& row : plan.rows) row.regime = RegimeOf(row.speedup_total(), row.dense_total->time.memory_bound());
   plan.plateau = PlateauOf(batches, total);
   plan.crossover_total = Crossings(batches, total, kGain);
   plan.crossover_active = ActiveCrossings(batches, active);
@@ -273,6 +296,11 @@ std::string_view PlanCell::bound() const {
   if (most == all_to_all_s) return "link";
   if (most == time.sync_s) return "overhead";
   return time.memory_bound() ? "memory" : "compute";
+}
+
+std::optional<double> Plan::memory_limit() const {
+  if (options.memory_bytes || machine.memory_bytes <= 0) return options.memory_bytes;
+  return D(machine.memory_bytes);
 }
 
 std::vector<int64_t> Plan::Batches() const {
@@ -338,7 +366,10 @@ Result<Plan> MakePlan(const std::string& name, const ModelConfig& config, const 
   for (const int64_t batch : options.batches) plan.rows.push_back(RowOf(batch, plan, planner, twins));
   plan.boundaries = BoundariesOf(config, machine, options.dtype.format, options.dtype.bytes, options.phase);
   Judge(plan);
-  plan.best_batch = options.max_s || options.memory_bytes ? BestWithinBounds(plan, planner) : plan.knee;
+  if (!plan.fits(plan.rows.front()) && options.phase != Phase::kTrain) {
+    plan.other_type = OtherTypeFor(planner, plan.memory, *plan.memory_limit(), plan.rows.front().batch);
+  }
+  plan.best_batch = BestOf(plan, planner);
   if (!plan.best_batch) return plan;
   const auto listed = std::ranges::find(plan.rows, *plan.best_batch, &PlanRow::batch);
   plan.best = listed != plan.rows.end() ? *listed : RowOf(*plan.best_batch, plan, planner, twins);

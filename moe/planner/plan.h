@@ -41,8 +41,10 @@ struct PlanOptions {
   SweepRouting routing;                             // kModel: uniform
   std::shared_ptr<const MeasuredRouting> measured;  // of this model on a text; then `routing` says nothing
   std::optional<double> max_s;                      // of a step
-  std::optional<double> memory_bytes;               // of a rank
+  std::optional<double> memory_bytes;               // of a rank; without it the machine's, where that is known
   ExpertParallel parallel;
+  std::string_view kv_type = "f32";  // of keys and values that are kept: ours are f32
+  double kv_value_bytes = 4;         // in training nothing is kept
 };
 
 // Of one rank, in bytes. A step of `batch` takes weights + sequences * cache + activations + program.
@@ -53,7 +55,7 @@ struct PlanMemory {
   };
   std::vector<OfType> types;      // as WeightTypes()
   double weights = 0;             // of the type that is planned for
-  double cache_per_sequence = 0;  // keys and values of the context, float32
+  double cache_per_sequence = 0;  // keys and values of the context
   double training_state = 0;      // masters, gradients, two moments, both packs
   double program = 0;
 };
@@ -80,7 +82,7 @@ struct PlanRow {
   PlanCell model;
   std::optional<PlanCell> dense_total, dense_active;  // of a model with experts
   double memory_bytes = 0;
-  Regime regime = Regime::kMemory;        // of a dense model: by what binds
+  Regime regime = Regime::kMemory;        // see docs/cli.md
   std::optional<AssumedExperts> assumed;  // of measured routing
 
   double speedup_total() const { return dense_total->time.s / model.time.s; }
@@ -101,12 +103,22 @@ struct Plan {
   Plateau plateau;
   std::vector<double> crossover_total, crossover_active;
   std::optional<int64_t> knee;
-  // The batch of most tokens per second that keeps to max_s and memory_bytes; without these the knee. best: its row. Empty: no
-  // batch does, or there is no knee.
+  // The batch of most tokens per second that keeps to max_s and memory_limit(); without max_s and memory_bytes the knee, where
+  // it fits. best: its row. Empty: no batch keeps to them, or there is no knee and all batches fit.
   std::optional<int64_t> best_batch;
   std::optional<PlanRow> best;
+  // Where the first batch is too much for the machine: the widest type of weights with which it is not, else the smallest.
+  // Nothing in training.
+  struct OtherType {
+    std::string_view type;
+    double memory_bytes = 0;
+    bool fits = false;
+  };
+  std::optional<OtherType> other_type;
 
   bool moe() const { return experts > 0; }
+  std::optional<double> memory_limit() const;  // as options say, else the machine's
+  bool fits(const PlanRow& row) const { return row.memory_bytes <= memory_limit().value_or(row.memory_bytes); }
   std::vector<int64_t> Batches() const;
   std::vector<double> SpeedupTotal() const;  // empty of a dense model
   std::vector<double> SpeedupActive() const;

@@ -83,8 +83,11 @@ struct Adviser {
       return fmt::format("Arithmetic, of which the MoE does {:.3g} times less, does not decide yet at batch {}.", flop,
                          last().batch);
     }
+    size_t i = plan.rows.size() - 1;
+    while (i > 0 && plan.rows[i - 1].regime == Regime::kCompute) --i;
+    const bool after_middle = i > 0 && plan.rows[i - 1].regime == Regime::kMiddle && !plan.crossover_total.empty();
     const std::string from =
-        plan.crossover_total.empty() ? fmt::format("batch {}", least().batch) : "batch " + Batch(plan.crossover_total.back());
+        after_middle ? "batch " + Batch(plan.crossover_total.back()) : fmt::format("batch {}", plan.rows[i].batch);
     return fmt::format(
         "From {} on arithmetic binds the twin, and the MoE does less of it: {} at batch {}, {:.3g} by FLOP alone.", from,
         Pace(last().speedup_total()), last().batch, flop);

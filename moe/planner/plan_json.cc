@@ -86,6 +86,7 @@ json PlanJson(const Plan& plan) {
               {"model", plan.name},
               {"phase", std::string(Name(options.phase))},
               {"dtype", std::string(options.dtype.name)},
+              {"kv_dtype", std::string(options.kv_type)},
               {"context", options.context},
               {"routing", RoutingJson(options)},
               {"parameters_total", plan.parameters.total},

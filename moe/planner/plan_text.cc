@@ -30,6 +30,15 @@ std::string Shape(const ModelConfig& config) {
   return fmt::format("dense, width {}", config.layers.front().ffn_width);
 }
 
+std::string KvText(const Plan& plan) {
+  if (plan.options.phase == Phase::kTrain) return "";
+  const auto names = MachineNames();
+  const bool built_in = std::ranges::find(names, plan.machine.name) != names.end();
+  const bool wide = plan.options.kv_value_bytes > 2;
+  return fmt::format("KV cache  {}{}\n", plan.options.kv_type,
+                     built_in && wide ? ", as our engine keeps it; those of GPUs keep 16 bits: --kv-dtype f16" : "");
+}
+
 std::string Header(const Plan& plan) {
   const PlanOptions& options = plan.options;
   const MachineProfile& m = plan.machine;
@@ -55,7 +64,7 @@ std::string Header(const Plan& plan) {
         "note      our kernels have f32 and bf16: {} is planned for as {:.3g} bytes per weight at the rate of bf16\n",
         options.dtype.name, options.dtype.bytes);
   }
-  return Wrapped(text, 10);
+  return Wrapped(text + KvText(plan), 10);
 }
 
 std::string MemoryTable(const Plan& plan) {
@@ -64,9 +73,8 @@ std::string MemoryTable(const Plan& plan) {
   for (const PlanMemory::OfType& type : memory.types) text += fmt::format(" {:>9}", type.type.name);
   text += fmt::format("\n  {:<22}", "weights");
   for (const PlanMemory::OfType& type : memory.types) text += fmt::format(" {:>9}", FormatBytes(type.weights));
-  text +=
-      fmt::format("\n  {:<22} {:>9}   float32, {} positions", "KV cache of a sequence", FormatBytes(memory.cache_per_sequence),
-                  plan.options.context + (plan.options.phase == Phase::kDecode ? 1 : 0));
+  text += fmt::format("\n  {:<22} {:>9}   {}, {} positions", "KV cache of a sequence", FormatBytes(memory.cache_per_sequence),
+                      plan.options.kv_type, plan.options.context + (plan.options.phase == Phase::kDecode ? 1 : 0));
   text += fmt::format("\n  {:<22} {:>9}   masters, gradients, two moments, {} packs; activations come on top\n",
                       "training state", FormatBytes(memory.training_state), Name(plan.options.dtype.format));
   if (plan.machine.memory_bytes > 0) {
@@ -159,11 +167,30 @@ std::string BoundaryText(const Plan& plan) {
                             b.plateau() ? "yes" : "no", b.plateau() ? "<" : ">=");
 }
 
-std::string Bounds(const PlanOptions& options) {
+std::string Bounds(const Plan& plan) {
+  const PlanOptions& options = plan.options;
   std::vector<std::string> bounds;
   if (options.max_s) bounds.push_back("at most " + FormatSeconds(*options.max_s) + " per step");
-  if (options.memory_bytes) bounds.push_back("at most " + FormatBytes(*options.memory_bytes));
+  if (options.memory_bytes) {
+    bounds.push_back("at most " + FormatBytes(*options.memory_bytes));
+  } else if (plan.memory_limit()) {
+    bounds.push_back("the machine's " + FormatBytes(*plan.memory_limit()));
+  }
   return fmt::format("{}", fmt::join(bounds, " and "));
+}
+
+// Why no batch is the best.
+std::string NoBest(const Plan& plan) {
+  const PlanRow& first = plan.rows.front();
+  if (plan.options.memory_bytes || plan.fits(first)) {
+    return fmt::format("none: batch {} takes {} and {}, the bounds are {}", first.batch, FormatSeconds(first.model.time.s),
+                       FormatBytes(first.memory_bytes), Bounds(plan));
+  }
+  std::string text = fmt::format("none: batch {} takes {}, the machine has {}", first.batch, FormatBytes(first.memory_bytes),
+                                 FormatBytes(*plan.memory_limit()));
+  if (!plan.other_type || plan.other_type->type == plan.options.dtype.name) return text;
+  return text + fmt::format("; --dtype {} takes {}{}", plan.other_type->type, FormatBytes(plan.other_type->memory_bytes),
+                            plan.other_type->fits ? "" : ", the least of all");
 }
 
 std::string BestText(const Plan& plan) {
@@ -174,18 +201,16 @@ std::string BestText(const Plan& plan) {
   } else {
     text += "knee        none here: the last doubling still gives 10 % more tokens per second\n";
   }
-  if (!options.max_s && !options.memory_bytes) {
-    text += plan.best ? fmt::format("best batch  {}, the knee", *plan.best_batch)
-                      : fmt::format("best batch  {} or more", plan.rows.back().batch);
+  text += "best batch  ";
+  const bool bounded = options.max_s || options.memory_bytes;
+  if (!bounded && plan.best_batch == plan.knee && plan.fits(plan.rows.front())) {
+    text += plan.knee ? fmt::format("{}, the knee", *plan.knee) : fmt::format("{} or more", plan.rows.back().batch);
+    if (plan.memory_limit()) text += ", within " + Bounds(plan);
     return text + ": --max-ms and --memory bound it\n";
   }
-  if (!plan.best) {
-    return text + fmt::format("best batch  none: batch {} takes {} and {}, the bounds are {}\n", plan.rows.front().batch,
-                              FormatSeconds(plan.rows.front().model.time.s), FormatBytes(plan.rows.front().memory_bytes),
-                              Bounds(options));
-  }
-  return text + fmt::format("best batch  {} of {}: {} per step, {} tokens/s, {}\n", *plan.best_batch, Bounds(options),
-                            FormatSeconds(plan.best->model.time.s), FormatCount(plan.best->model.tokens_per_s),
+  if (!plan.best) return text + NoBest(plan) + "\n";
+  return text + fmt::format("{}{} {}: {} per step, {} tokens/s, {}\n", *plan.best_batch, bounded ? " of" : ", within",
+                            Bounds(plan), FormatSeconds(plan.best->model.time.s), FormatCount(plan.best->model.tokens_per_s),
                             FormatBytes(plan.best->memory_bytes));
 }
 
@@ -196,19 +221,10 @@ TerminalPlot ValleyOf(const Plan& plan) {
   if (!plan.moe()) return plot;
   for (const PlanRow& row : plan.rows) plot.x.push_back(static_cast<double>(row.batch));
   plot.series = {{"of equal total size", plan.SpeedupTotal()}, {"of equal active size", plan.SpeedupActive()}};
-  // Regimes change at the crossings: as many as there are changes, in order.
-  size_t crossing = 0;
-  for (size_t i = 0; i < plan.rows.size(); ++i) {
-    const std::string name{Name(plan.rows[i].regime)};
-    const bool changes = i == 0 || plan.rows[i].regime != plan.rows[i - 1].regime;
-    if (!changes) {
-      plot.bands.back().to = plot.x[i];
-      continue;
-    }
-    double from = plot.x[i];
-    if (i > 0 && crossing < plan.crossover_total.size()) from = plan.crossover_total[crossing++];
-    if (i > 0) plot.bands.back().to = from;
-    plot.bands.push_back({from, plot.x[i], name});
+  std::vector<std::string> regimes;
+  for (const PlanRow& row : plan.rows) regimes.emplace_back(Name(row.regime));
+  for (const RegimeBand& band : BandsOf(plan.Batches(), plan.SpeedupTotal(), regimes)) {
+    plot.bands.push_back({band.from, band.to, band.name});
   }
   return plot;
 }

@@ -46,6 +46,11 @@ std::string_view Name(Regime regime) {
   return kNames[static_cast<size_t>(regime)];
 }
 
+Regime RegimeOf(double speedup_total, bool twin_memory_bound) {
+  if (speedup_total <= kGain) return Regime::kMiddle;
+  return twin_memory_bound ? Regime::kMemory : Regime::kCompute;
+}
+
 std::vector<Regime> RegimesOf(std::span<const double> speedup_total) {
   std::vector<Regime> out;
   const auto least = std::ranges::min_element(speedup_total) - speedup_total.begin();

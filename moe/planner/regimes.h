@@ -17,14 +17,16 @@ namespace moe {
 inline constexpr double kGain = 1.25;  // a speed-up over the equal-total twin that is worth having
 
 enum class Regime : uint8_t {
-  kMemory,   // both wait for memory, and the MoE reads less
+  kMemory,   // the dense model waits for memory, and the MoE reads less
   kMiddle,   // nearly every expert is read: the gain is below kGain
   kCompute,  // arithmetic binds, and the MoE does less of it
 };
 std::string_view Name(Regime regime);  // "memory", "middle", "compute"
 
-// Of each batch, by its speed-up over the equal-total twin: above kGain left of the least it is memory, right of it compute. Of
-// equal least ones the first counts.
+// Where something is gained, what binds the equal-total twin says of what the MoE has less: bytes or arithmetic.
+Regime RegimeOf(double speedup_total, bool twin_memory_bound);
+// The same of a measured curve, which does not say what binds: above kGain left of the least it is memory, right of it compute.
+// Of equal least ones the first counts.
 std::vector<Regime> RegimesOf(std::span<const double> speedup_total);
 
 // Stretches of batches with the same name, to draw; they meet where the speed-up over the equal-total twin passes kGain, or

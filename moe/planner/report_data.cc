@@ -292,7 +292,10 @@ std::vector<std::string> HowMeasured(const SweepReport& sweep, const Verificatio
                   FormatRate(reads.max, "B")),
       fmt::format("Models took turns: medians {}; the sweep repeats itself within {}.", RoundsText(sweep),
                   Percent(cells > 0 ? repeats / cells : 0)),
-      forced.empty() ? "The model's own routers chose the experts." : "Tokens were " + forced + "."};
+  };
+  if (sweep.subjects.front().config.has_experts()) {
+    out.push_back(forced.empty() ? "The model's own routers chose the experts." : "Tokens were " + forced + ".");
+  }
   if (sweep.core_wait > kQuietCores) {
     out.push_back(
         fmt::format("Other programs took {:.0f} % of the cores' time: all figures are too slow.", 100 * sweep.core_wait));

@@ -103,8 +103,9 @@ struct Walk {
                   .segments = D(step.full_sequences()),
                   .rows = D(step.rows_per_sequence()),
                   .first_position = step.phase == Phase::kDecode ? D(step.context) : 0,
-                  .last_rows = D(step.rows_of_last())};
-    const double kv_bytes = a.kv_bytes(), new_bytes = T * 2 * D(kv) * kF32;
+                  .last_rows = D(step.rows_of_last()),
+                  .kv_value_bytes = model.kv_value_bytes};
+    const double kv_bytes = a.kv_bytes(), new_bytes = T * 2 * D(kv) * model.kv_value_bytes;
     a.kv_working_set = step.phase == Phase::kDecode ? weights + D(std::ssize(c().layers)) * kv_bytes : kv_bytes;
     if (!training) Rows(RowOp::kCopyAlone, T, 2 * kv, a.kv_working_set);
     Add({.op = a, .bytes = (step.phase == Phase::kDecode ? kv_bytes : new_bytes), .flop = 4 * a.pairs() * D(q)});
@@ -135,8 +136,7 @@ struct Walk {
     Round(T, q + 2 * kv);
     Dense(ProductKind::kLinear, h, q + 2 * kv, T);
     Gradient(model.format, q + 2 * kv, h, {{1, T}});
-    Rows(RowOp::kNormBackward, T, h, saved);
-    Rows(RowOp::kAdd, T, h);
+    Rows(RowOp::kNormBackward, T, h, saved), Rows(RowOp::kAdd, T, h);
   }
 
   void Round(double rows, int64_t width) {

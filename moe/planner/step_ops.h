@@ -77,6 +77,7 @@ struct StepModel {
   // [L] experts that the step's tokens touch together, where tokens of one text choose alike and less than `chances` says is
   // touched; 0 of dense layers. Empty: as chances say.
   std::vector<double> distinct_experts = {};
+  double kv_value_bytes = 4;  // of the cache that inferring reads and writes
 };
 StepOps OpsOf(const StepModel& model, const Step& step);
 

@@ -137,7 +137,9 @@ Verification Verify(const SweepReport& report, const MachineProfile& machine) {
   const SpeedUps total = SpeedUpsOver(report, v, SweepRole::kDenseTotal);
   const SpeedUps active = SpeedUpsOver(report, v, SweepRole::kDenseActive);
   const size_t twin = IndexOf(report, SweepRole::kDenseTotal);
-  if (!total.predicted.empty()) v.regimes = RegimesOf(total.predicted);
+  for (size_t r = 0; r < total.predicted.size(); ++r) {
+    v.regimes.push_back(RegimeOf(total.predicted[r], v.cells[r][twin].adjacent.memory_bound()));
+  }
   for (size_t r = 0; r < v.regimes.size(); ++r) {
     const auto& row = report.rows[r].cells;
     v.named.push_back(ErrorOf(v.cells[r][0].adjacent, row[0]) <= v.stated_error &&

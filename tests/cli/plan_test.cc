@@ -89,6 +89,19 @@ TEST(PlanCommand, ADenseConfigIsPlannedAsOne) {
               "got zipf:1 for a dense model");
 }
 
+TEST(PlanCommand, AModelThatDoesNotFitHasNoBestBatch) {
+  const RunResult text = RunPlan({"--config", "qwen3-235b-a22b", "--machine", "a100-80g"});
+  ASSERT_EQ(text.exit_code, 0) << text.err;
+  EXPECT_TRUE(Has(text.out, "best batch  none: batch 1 takes 4")) << text.out;
+  EXPECT_FALSE(Has(text.out, "4096 or more")) << text.out;
+  const RunResult result =
+      RunPlan({"--config", "qwen3-235b-a22b", "--machine", "a100-80g", "--kv-dtype", "f16", "--json", "-"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const json plan = json::parse(result.out);
+  EXPECT_TRUE(plan["best_batch"].is_null());
+  EXPECT_EQ(plan["kv_dtype"], "f16");
+}
+
 TEST(PlanCommand, TextbookSaysWhenAModelReadsMore) {
   const RunResult result = RunPlan(
       {"--flops", "100e12", "--bandwidth", "2e12", "--parameters", "7B,47B", "--active", "7B,13B", "--batches", "1,64"});
@@ -110,6 +123,13 @@ TEST(PlanCommand, BadInputIsOneLine) {
   fails({"--routing", "zipf:x"}, 2, "--routing", "got 'zipf:x'");
   fails({"--routing", "zipf:-1"}, 2, "--routing", "got 'zipf:-1'");
   fails({"--max-ms", "0"}, 2, "--max-ms", "got 0, expected a number above 0");
+  fails({"--max-ms", ""}, 2, "--max-ms", "got '', expected a value");
+  fails({"--out", ""}, 2, "--out", "got '', expected a value");
+  fails({"--memory", ""}, 2, "--memory", "got '', expected a value");
+  fails({"--memory", "1e30"}, 2, "--memory", "got '1e30', expected a number above 0 and below 1e+24");
+  fails({"--memory", "1e999"}, 2, "--memory", "below 1e+24");
+  fails({"--kv-dtype", "int8"}, 2, "--kv-dtype", "got 'int8', expected f32, f16 or bf16");
+  fails({"--kv-dtype", "f16", "--phase", "train"}, 2, "--kv-dtype", "got f16 to train with");
   fails({"--memory", "lots"}, 2, "--memory", "got 'lots'");
   fails({"--memory", "-3GB"}, 2, "--memory", "got '-3GB'");
   fails({"--memory", "1GB"}, 1, "--memory", "mxfp4 takes");

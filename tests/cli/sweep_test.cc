@@ -129,8 +129,12 @@ TEST(Sweep, BadInputIsOneLine) {
   fails({"--phase", "chat"}, "--phase", "got 'chat', expected decode");
   fails({"--layers", "0"}, "--layers", "got 0, expected 1 to 3");
   fails({"--layers", "4"}, "--layers", "got 4, expected 1 to 3");
-  fails({"--memory", "lots"}, "--memory", "got 'lots', expected bytes");
-  fails({"--memory", "3XB"}, "--memory", "got '3XB', expected bytes");
+  fails({"--memory", "0.5"}, "--memory", "got '0.5', expected 1 byte or more and less than 9e18");
+  fails({"--memory", "9e18"}, "--memory", "got '9e18', expected 1 byte or more and less than 9e18");
+  fails({"--memory", ""}, "--memory", "got '', expected a value");
+  fails({"--out", ""}, "--out", "got '', expected a value");
+  fails({"--memory", "lots"}, "--memory", "got 'lots', expected a number above 0, as in 24e9");
+  fails({"--memory", "3XB"}, "--memory", "got '3XB', expected a number above 0");
   fails({"--seconds=-1"}, "--seconds", "got -1, expected a number");
   fails({"--seconds", "nan"}, "--seconds", "expected a number");
   fails({"--threads", "0.5"}, "--threads", "got '0.5', expected an integer");

@@ -90,7 +90,8 @@ TEST_F(SweepVerify, RefusesWhatMakesNoSense) {
     EXPECT_EQ(result.err, message);
     EXPECT_EQ(result.out, "");
   }
-  WriteFile(folder.path() / "dense.json", R"({"model_type":"llama","hidden_size":32,"num_hidden_layers":1,"num_attention_heads":2,
+  WriteFile(folder.path() / "dense.json",
+            R"({"model_type":"llama","hidden_size":32,"num_hidden_layers":1,"num_attention_heads":2,
     "num_key_value_heads":1,"intermediate_size":32,"vocab_size":64,"max_position_embeddings":128,"tie_word_embeddings":true})");
   const RunResult dense = Run({"--config", folder / "dense.json", "--routing", "zipf:1"});
   EXPECT_EQ(dense.err, "moe: [--routing] got zipf:1 for a dense model, expected one with experts\n");

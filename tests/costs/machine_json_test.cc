@@ -264,8 +264,8 @@ TEST(BuiltInMachine, EachIsCompleteAndPredictsWhatItsSheetSays) {
     for (const double s : m.row_op_s) EXPECT_GT(s, 0);
     for (const DType format : {DType::kF32, DType::kBf16}) {
       for (int kind = 0; kind < kNumProductKinds; ++kind) {
-        // One row waits for memory, thousands for arithmetic.
-        const double N = 8192, K = 8192, bytes = N * K * static_cast<double>(SizeOf(format));
+        // One row waits for memory, thousands for arithmetic; beside so large a matrix a launch is nothing.
+        const double N = 65536, K = 8192, bytes = N * K * static_cast<double>(SizeOf(format));
         const RowsOfMatrices one[] = {{1, 1}}, many[] = {{1, 1 << 16}};
         ProductOp op{
             .format = format, .kind = static_cast<ProductKind>(kind), .N = N, .K = K, .bytes = bytes, .reuse_bytes = 1e12};

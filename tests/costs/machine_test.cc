@@ -39,6 +39,7 @@ TEST(BuiltInMachine, SaysWhereEveryFigureIsFrom) {
     EXPECT_GT(m.memory_bytes, 0);
     EXPECT_GT(m.barrier_s, 0);
     EXPECT_GT(m.step_s, 0);
+    EXPECT_NE(m.source.find("soft"), std::string::npos) << m.source;
     EXPECT_GT(m.peak_int8, 0);
   }
 }
@@ -52,6 +53,18 @@ TEST(BuiltInMachine, CacheIsFasterThanMemory) {
       EXPECT_LE(points[i].y, points[i - 1].y) << name;
     }
   }
+}
+
+// A model of two layers must not pay for thirty: what is charged whatever the depth is little.
+TEST(BuiltInMachine, FixedTimeIsOfLayersRatherThanOfSteps) {
+  constexpr double kPiecesOfALayer = 5;  // of one sequence, a dense model; see StepOps
+  for (const std::string_view name : MachineNames()) {
+    const MachineProfile m = BuiltInMachine(std::string(name)).value();
+    EXPECT_LT(m.step_s, 5 * kPiecesOfALayer * m.barrier_s) << name;
+  }
+  // What Llama-2-7B takes on an A100 besides bytes: 32 layers of 5 pieces, and the head.
+  const MachineProfile a100 = BuiltInMachine("a100-80g").value();
+  EXPECT_NEAR(a100.step_s + (32 * kPiecesOfALayer + 1) * a100.barrier_s, 3.0e-3, 0.1e-3);
 }
 
 TEST(BuiltInMachine, AnUnknownNameListsTheNamesNearestFirst) {

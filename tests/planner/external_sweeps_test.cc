@@ -299,9 +299,10 @@ TEST(ExternalSweeps, DecodeIsNearerThanNaiveFormulas) {
   const Table table = ErrorsOf(true, false);
   Print("Decode, bandwidth of the data sheet", Formulas(true), table);
   EXPECT_EQ(table.at("both | all")[0].rows, 230);
-  ExpectNearest(table, Formulas(true), "both | all", 1.5);
-  ExpectNearest(table, Formulas(true), "both | all mixtures", 1.5);
+  ExpectNearest(table, Formulas(true), "both | all", 1.4);
+  ExpectNearest(table, Formulas(true), "both | all mixtures", 1.4);
   ExpectNearest(table, Formulas(true), "dgx-spark | all mixtures", 1.2);
+  ExpectNearest(table, Formulas(true), "m2-ultra | all dense models", 1.55);
   // What the software does differently is not what the formulas have wrong: with it the planner is nearer still.
   EXPECT_LT(table.at("both | all mixtures")[4].factor(), table.at("both | all mixtures")[0].factor());
   Print("Decode by batch", Formulas(true), ErrorsOf(true, false, true));
@@ -310,8 +311,8 @@ TEST(ExternalSweeps, DecodeIsNearerThanNaiveFormulas) {
 TEST(ExternalSweeps, DecodeWithTheBandwidthOfADenseModel) {
   const Table table = ErrorsOf(true, true);
   Print("\nDecode, bandwidth from one sequence of Qwen2.5-Coder-7B", Formulas(true), table);
-  ExpectNearest(table, Formulas(true), "both | all", 1.45);
-  ExpectNearest(table, Formulas(true), "both | all mixtures", 1.45);
+  ExpectNearest(table, Formulas(true), "both | all", 1.35);
+  ExpectNearest(table, Formulas(true), "both | all mixtures", 1.35);
 }
 
 TEST(ExternalSweeps, PrefillIsNearerThanNaiveFormulas) {

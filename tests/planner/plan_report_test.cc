@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -184,6 +185,35 @@ TEST(PlanText, OfADenseModel) {
   EXPECT_TRUE(Has(text, "This model is dense"));
   EXPECT_FALSE(Has(text, "speed-up"));
   EXPECT_FALSE(Has(text, "B_sat"));
+}
+
+TEST(PlanText, SaysWhichMemoryBoundsTheBestBatch) {
+  MachineProfile machine = BuiltInMachine("a100-80g").value();
+  const ModelConfig config = PresetConfig("qwen3-30b-a3b").value();
+  PlanOptions options{.context = 8, .dtype = WeightTypes()[1]};
+  const auto text = [&](int64_t bytes) {
+    machine.memory_bytes = bytes;
+    return PlanText(MakePlan("a model", config, machine, options).value(), {});
+  };
+  EXPECT_TRUE(Has(text(0), "best batch  4096 or more: --max-ms")) << text(0);
+  EXPECT_TRUE(Has(text(64'000'000'000), ", within the machine's 64.0 GB: ")) << text(64'000'000'000);
+  const std::string none = text(40'000'000'000);
+  EXPECT_TRUE(Has(none, "best batch  none: batch 1 takes 6")) << none;
+  EXPECT_TRUE(Has(none, ", the machine has 40.0 GB; --dtype q8_0 takes 3")) << none;
+  EXPECT_TRUE(Has(text(1'000'000'000), ", the least of all")) << text(1'000'000'000);
+  EXPECT_TRUE(Has(none, "KV cache  f32, as our engine keeps it; those of GPUs keep 16 bits"));
+  options.kv_type = "bf16", options.kv_value_bytes = 2;
+  EXPECT_TRUE(Has(text(0), "KV cache  bf16\n")) << text(0);
+}
+
+TEST(ValleyOf, BandsOfARowThatFallsOutOfOrder) {
+  Plan plan = PlanOf(PresetConfig("qwen3-30b-a3b").value());
+  plan.rows[0].regime = Regime::kCompute;  // no crossing there: half way between the batches, and the others stay
+  const TerminalPlot plot = ValleyOf(plan);
+  ASSERT_EQ(plot.bands.size(), 4);
+  EXPECT_NEAR(plot.bands[0].to, std::sqrt(2.0), 1e-9);
+  EXPECT_NEAR(plot.bands[1].to, plan.crossover_total[0], 1e-9);
+  EXPECT_NEAR(plot.bands[2].to, plan.crossover_total[1], 1e-9);
 }
 
 TEST(ValleyOf, BandsMeetAtTheCrossings) {

@@ -116,6 +116,81 @@ TEST(Plan, BestBatchKeepsItsBounds) {
   EXPECT_EQ(free.best_batch, free.knee);
 }
 
+TEST(Plan, TheMachinesMemoryBoundsTheBestBatch) {
+  const ModelConfig config = PresetConfig("olmoe-1b-7b").value();
+  MachineProfile machine = Builtin();
+  machine.memory_bytes = 0;
+  PlanOptions options = Options();
+  const auto plan = [&] { return MakePlan("m", config, machine, options).value(); };
+  const Plan free = plan();
+  EXPECT_EQ(free.best_batch, free.knee);
+  machine.memory_bytes = 20'000'000'000;
+  const Plan small = plan();
+  ASSERT_TRUE(small.best);
+  EXPECT_LE(small.best->memory_bytes, 20e9);
+  options.batches = {*small.best_batch + 1};
+  EXPECT_GT(plan().rows[0].memory_bytes, 20e9);
+  options = Options(), options.memory_bytes = 18e9;  // what the user says counts
+  EXPECT_LT(*plan().best_batch, *small.best_batch);
+  options.memory_bytes = 40e9;
+  EXPECT_GT(*plan().best_batch, *small.best_batch);
+  options.memory_bytes.reset(), options.max_s = 1;
+  EXPECT_EQ(plan().best_batch, small.best_batch);
+
+  options = Options(), machine.memory_bytes = 8'000'000'000;
+  const Plan none = plan();
+  EXPECT_FALSE(none.best_batch);
+  ASSERT_TRUE(none.other_type);
+  EXPECT_EQ(none.other_type->type, "q8_0");
+  EXPECT_TRUE(none.other_type->fits);
+  EXPECT_LE(none.other_type->memory_bytes, 8e9);
+}
+
+TEST(Plan, SkewedSharesOfExpertsAreRoundedUp) {
+  // 128 experts on 3 ranks: 43 on the fullest, whose time counts.
+  PlanOptions options = Options({1});
+  const double all = PlanOf("qwen3-30b-a3b", options).memory.weights;
+  options.parallel = {.ranks = 3, .bytes_per_s = 1e11};
+  const Plan plan = PlanOf("qwen3-30b-a3b", options);
+  const double experts = 2 * static_cast<double>(plan.parameters.experts);
+  EXPECT_NEAR(plan.memory.weights, all - experts * 85 / 128, 1);
+  options.phase = Phase::kTrain;
+  const double train = PlanOf("qwen3-30b-a3b", options).memory.training_state;
+  options.parallel = {};
+  EXPECT_NEAR(train, PlanOf("qwen3-30b-a3b", options).memory.training_state - experts / 2 * 20 * 85 / 128, 1);
+}
+
+TEST(Plan, RegimesAreWhatBindsTheTwin) {
+  PlanOptions options = Options({1, 64, 512, 2048});
+  options.parallel = {.ranks = 8, .bytes_per_s = 450e9, .latency_s = 1e-5};
+  const Plan plan = PlanOf("mixtral-8x7b", options, "h100-sxm");
+  bool compute = false;
+  for (const PlanRow& row : plan.rows) {
+    if (row.regime == Regime::kMiddle) continue;
+    EXPECT_EQ(row.regime == Regime::kMemory, row.dense_total->time.memory_bound()) << row.batch;
+    compute = compute || row.regime == Regime::kCompute;
+  }
+  EXPECT_TRUE(compute);
+  EXPECT_NE(plan.rows[2].regime, Regime::kMemory);
+}
+
+TEST(Plan, KeepsKeysAndValuesAsAsked) {
+  PlanOptions options = Options({64});
+  options.context = 1024;
+  const Plan wide = PlanOf("olmoe-1b-7b", options);
+  options.kv_type = "f16", options.kv_value_bytes = 2;
+  const Plan narrow = PlanOf("olmoe-1b-7b", options);
+  EXPECT_DOUBLE_EQ(narrow.memory.cache_per_sequence, wide.memory.cache_per_sequence / 2);
+  const double cache = 16 * 2.0 * 16 * 128 * 4 * 1025 * 64;
+  EXPECT_NEAR(wide.rows[0].model.time.bytes - narrow.rows[0].model.time.bytes, cache / 2, 1e-6 * cache);
+  EXPECT_LT(narrow.rows[0].model.time.s, wide.rows[0].model.time.s);
+  EXPECT_LT(narrow.rows[0].dense_total->time.s, wide.rows[0].dense_total->time.s);
+  options.phase = Phase::kTrain;
+  const double train = PlanOf("olmoe-1b-7b", options).rows[0].model.time.s;
+  options.kv_value_bytes = 4;
+  EXPECT_EQ(train, PlanOf("olmoe-1b-7b", options).rows[0].model.time.s);
+}
+
 TEST(Plan, SaysWhatFits) {
   PlanOptions options = Options();
   options.memory_bytes = 8e9;

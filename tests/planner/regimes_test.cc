@@ -27,6 +27,13 @@ TEST(Regimes, OfAValley) {
   EXPECT_EQ(Letters({}), "");
 }
 
+TEST(Regimes, WhatBindsTheTwinSaysWhatTheMoeHasLess) {
+  EXPECT_EQ(RegimeOf(kGain, true), Regime::kMiddle);
+  EXPECT_EQ(RegimeOf(0.5, false), Regime::kMiddle);
+  EXPECT_EQ(RegimeOf(1.3, true), Regime::kMemory);
+  EXPECT_EQ(RegimeOf(1.3, false), Regime::kCompute);
+}
+
 TEST(Bands, MeetAtTheCrossingOrHalfWay) {
   const std::vector<std::string> names = {"memory", "memory", "middle", "compute"};
   const auto bands = BandsOf(Batches{1, 2, 4, 16}, Ratios{3, 2, 1, 1.1}, names);
