@@ -7,6 +7,8 @@
 #include <numeric>
 #include <random>
 
+#include "moe/model/presets.h"
+#include "moe/planner/step_cost.h"
 #include "tests/planner/step_fixture.h"
 
 namespace moe {
@@ -243,6 +245,20 @@ TEST(PredictionOfTwins, GoFromTheBytesOfAllToTheArithmeticOfTheChosen) {
   EXPECT_LT(ratio(1), 8);
   EXPECT_NEAR(ratio(40), 1, 0.15);  // 15.9 of them
   EXPECT_GT(ratio(1 << 16), 2);
+}
+
+TEST(Prediction, WideRowsTakeTheOptimizerLonger) {
+  MachineProfile machine = test::FakeCpu(2);
+  ModelConfig config = DenseTwin(PresetConfig("wide-64x8").value(), TwinKind::kEqualTotal);
+  const auto optimizer_s = [&] {
+    return Predict({.config = config}, {Phase::kTrain, 16, 64}, {machine}).part_s[static_cast<size_t>(StepPart::kOptimizer)];
+  };
+  machine.adamw_wide_bytes_per_s = machine.adamw_bytes_per_s;
+  const double alike = optimizer_s();
+  machine.adamw_wide_bytes_per_s = machine.adamw_bytes_per_s / 2;
+  const double values = ValuesOfWideRows(config);
+  ASSERT_GT(values, 0);
+  EXPECT_NEAR(optimizer_s() - alike, values * (8 * 4 + 2 * 2) / machine.adamw_bytes_per_s, 1e-9);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "moe/base/rng.h"
+#include "testing/tiny_model.h"
 
 namespace moe {
 namespace {
@@ -171,6 +172,27 @@ TEST(SaturationBatch, IsWhere95PercentAreTouched) {
   EXPECT_NEAR(UniformDistinctExperts(64, 1, tokens) / 64, 0.95, 0.005);
   config.layers.erase(config.layers.begin());
   EXPECT_EQ(SaturationBatch(config), 0);
+}
+
+// Experts of 1024 and their dense twin of 4096: only the latter's way down has rows of more than 2048 values.
+TEST(ValuesOfWideRows, AreThoseOfMatricesWithManyInputs) {
+  ModelConfig config = test::TinyMoe();
+  config.hidden = 512, config.head_width = 64, config.num_heads = 8, config.num_kv_heads = 8;
+  for (LayerSpec& layer : config.layers) {
+    layer.ffn = FfnKind::kMoe;
+    layer.moe = {};
+    layer.moe.router.num_experts = 4, layer.moe.router.top_k = 2, layer.moe.expert_width = 1024;
+  }
+  EXPECT_EQ(ValuesOfWideRows(config), 0);
+  const ModelConfig twin = DenseTwin(config, TwinKind::kEqualTotal);
+  EXPECT_EQ(ValuesOfWideRows(twin), static_cast<double>(config.layers.size()) * 512 * 4096);
+  config.layers.resize(1);
+  config.layers[0].moe.expert_width = 4096;
+  EXPECT_EQ(ValuesOfWideRows(config), 4.0 * 512 * 4096);
+  config.hidden = 4096;  // now everything is wide but the routers and norms
+  const ParameterCount count = CountParameters(config);
+  EXPECT_EQ(ValuesOfWideRows(config), static_cast<double>(count.embedding + count.experts + count.attention) -
+                                          512.0 * 4096);  // attention's way out has 512 inputs
 }
 
 }  // namespace
