@@ -47,10 +47,9 @@ constexpr std::array kSheets = {
           .step_s = kOncePerStep,
           .source =
               "memory, bandwidth, f32, bf16, int8: NVIDIA A100 data sheet (80GB SXM); cache and its bandwidth: NVIDIA A100 "
-              "architecture white paper; barrier_s: what Llama-2-7B in 3 formats takes besides bytes, over the 161 pieces of "
-              "work "
-              "of its 32 layers, from tokens per second at batch 1 in the README of pytorch-labs/gpt-fast; step_s: assumed, a "
-              "graph's launch and sampling; times at batch 1 are soft"},
+              "architecture white paper; barrier_s: what Llama-2-7B in 3 formats takes besides bytes, over the 161 pieces "
+              "of work of its 32 layers, from tokens per second at batch 1 in the README of pytorch-labs/gpt-fast; step_s: "
+              "assumed, a graph's launch and sampling; times at batch 1 are soft"},
     // The sheet's 1979 and 3958 are with sparsity. Fixed costs are the A100's: nothing was measured. Its clock is 1.98 GHz, not
     // 1.41, and kernels may be launched before the one before has drained, so barrier_s is more likely too long than too short.
     Sheet{.name = "h100-sxm",
@@ -66,11 +65,9 @@ constexpr std::array kSheets = {
           .step_s = kOncePerStep,
           .source =
               "memory, bandwidth, f32, and bf16 and int8 as half of the rates with sparsity: NVIDIA H100 data sheet (SXM); "
-              "cache: NVIDIA H100 architecture white paper, which does not say its bandwidth; barrier_s: copied from a100-80g, "
-              "not "
-              "measured here, probably too long (higher clock, overlapping launches); step_s: assumed, as there; times at "
-              "batch 1 "
-              "are soft"},
+              "cache: NVIDIA H100 architecture white paper, which does not say its bandwidth; barrier_s: copied from "
+              "a100-80g, not measured here, probably too long (higher clock, overlapping launches); step_s: assumed, as "
+              "there; times at batch 1 are soft"},
     // 1 PFLOP/s in FP4 with sparsity is 500 TFLOP/s without; a format of twice the bits has half the rate: 250 in 8, 125 in 16.
     // Users measure 356 in FP4, 188 in FP8, 92 in bf16: sums in float32 do not halve the rate as on GeForce (RTX 5070: 67).
     // barrier_s: bytes / 229 GB/s + 0.1 ms + 5.7 us a piece solves the times of two dense models (169 and 205 pieces).
@@ -88,8 +85,8 @@ constexpr std::array kSheets = {
           .source =
               "memory, bandwidth: NVIDIA DGX Spark data sheet; f32: NVIDIA at Hot Chips 2025; bf16, int8: deduced, 1/8 and "
               "1/4 of the data sheet's 1 PFLOP of FP4 with sparsity; cache: as the driver reports it; barrier_s: per piece "
-              "of work, from 2 rows (batch 1, context 16) of the 2 dense models in benches/external, with the bandwidth free; "
-              "step_s: assumed, a graph's launch and sampling; times at batch 1 are soft"},
+              "of work, from 2 rows (batch 1, context 16) of the 2 dense models in benches/external, with the bandwidth "
+              "free; step_s: assumed, a graph's launch and sampling; times at batch 1 are soft"},
     // bf16 is widened to float32: this GPU has no arithmetic of its own for it. barrier_s: two dense models take 3.1 and 4.3 ms
     // more than bytes / 800 GB/s, 0.1 ms of it once: 18 and 20 us for each of 169 and 205 pieces.
     Sheet{.name = "m2-ultra",
@@ -103,12 +100,10 @@ constexpr std::array kSheets = {
           .barrier_s = 19e-6,
           .step_s = kOncePerStep,
           .source =
-              "memory (the largest), bandwidth: Apple's press release of M2 Ultra; f32: Apple's page of Mac Pro 2023, 76-core "
-              "GPU; int8: 16-bit integer rate in philipturner/metal-benchmarks; barrier_s: per piece of work, from 2 rows "
-              "(batch 1, "
-              "context 16) of the 2 dense models in benches/external; step_s: assumed, handing over a step and sampling; times "
-              "at "
-              "batch 1 are soft; estimated: bf16 (as f32)"},
+              "memory (the largest), bandwidth: Apple's press release of M2 Ultra; f32: Apple's page of Mac Pro 2023, "
+              "76-core GPU; int8: 16-bit integer rate in philipturner/metal-benchmarks; barrier_s: per piece of work, from "
+              "2 rows (batch 1, context 16) of the 2 dense models in benches/external; step_s: assumed, handing over a step "
+              "and sampling; times at batch 1 are soft; estimated: bf16 (as f32)"},
 };
 
 MachineProfile ProfileOf(const Sheet& sheet) {
