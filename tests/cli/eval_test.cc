@@ -23,10 +23,6 @@ class Eval : public WithModel {
     EXPECT_EQ(result.exit_code, 0) << result.err;
     return json::parse(result.out, nullptr, false);
   }
-  std::string File(const std::string& name, const std::string& bytes) const {
-    WriteFile(dir_ / name, bytes);
-    return dir_ / name;
-  }
 };
 
 TEST_F(Eval, GivesTheDocumentedJson) {

@@ -48,6 +48,15 @@ class WithModel : public testing::Test {
     std::filesystem::copy(model(), dir_ / "copy", std::filesystem::copy_options::recursive);
     return dir_ / "copy";
   }
+  std::string File(const std::string& name, const std::string& bytes) const {
+    WriteFile(dir_ / name, bytes);
+    return dir_ / name;
+  }
+  std::string Text() const {
+    std::string text;
+    for (int i = 0; i < 12; ++i) text += "The quick brown <fox> jumps over the lazy dog.\n";
+    return text;
+  }
 
   TempDir dir_;
 

@@ -19,15 +19,6 @@ class PlanRoutingCommand : public WithModel {
     more.insert(more.begin(), {"--model", model()});
     return Run(std::move(more), options);
   }
-  std::string File(const std::string& name, const std::string& bytes) const {
-    WriteFile(dir_ / name, bytes);
-    return dir_ / name;
-  }
-  std::string Text() const {
-    std::string text;
-    for (int i = 0; i < 12; ++i) text += "The quick brown <fox> jumps over the lazy dog.\n";
-    return text;
-  }
 };
 
 // The same routing as `moe route` counts.

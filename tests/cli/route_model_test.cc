@@ -22,15 +22,6 @@ class RouteModelCommand : public WithModel {
     EXPECT_EQ(result.exit_code, 0) << result.err;
     return json::parse(result.out, nullptr, false);
   }
-  std::string File(const std::string& name, const std::string& bytes) const {
-    WriteFile(dir_ / name, bytes);
-    return dir_ / name;
-  }
-  std::string Text() const {
-    std::string text;
-    for (int i = 0; i < 12; ++i) text += "The quick brown <fox> jumps over the lazy dog.\n";
-    return text;
-  }
 };
 
 TEST_F(RouteModelCommand, GivesTheDocumentedJson) {
