@@ -10,17 +10,12 @@
 
 #include "moe/base/check.h"
 #include "moe/base/clock.h"
+#include "moe/base/cpu_relax.h"
 
 namespace moe {
 namespace {
 
 constexpr double kSpinSeconds = 50e-6;  // a step has many short regions; longer than this and the core is better given away
-
-inline void CpuRelax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
 
 // Spins until done() or the time is up; true when done.
 template <class Done>

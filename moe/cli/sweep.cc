@@ -119,6 +119,7 @@ Result<int> Sweep(const SweepFlags& flags) {
       return UsageErr("--machine", "got {}, expected the profile of this machine, on which steps are measured", flags.machine);
     }
     MOE_TRY(machine, LoadMachine(flags.machine, run->exec));
+    options.handover_s = machine.handover_s;
   }
   std::unique_ptr<Model> model;
   if (!flags.model.empty()) {

@@ -54,6 +54,12 @@ double BytesPerValue(RowOp op) {
   return kRowOps[static_cast<size_t>(op)].bytes;
 }
 
+double ProductCost::PanelSeconds(double rows, double inputs) const {
+  constexpr double kWhole = 1024;
+  const double once = panel_s.empty() ? 0 : panel_s.TimeAt(rows);
+  return inputs * step_s.TimeAt(rows) + std::max(1.0, inputs / kWhole) * once;
+}
+
 const ProductCost& MachineProfile::product(DType format, ProductKind kind) const {
   const auto it = Find(products, format, kind);
   MOE_CHECK(it != products.end(), "no product {} of {}", static_cast<int>(kind), Name(format));

@@ -22,11 +22,13 @@ enum class ProductKind : uint8_t {
 inline constexpr int kNumProductKinds = 4;
 
 // One panel (32 outputs) of a product with m rows, all threads at work on panels side by side, weights and rows in the caches:
-// inputs * step_s(m) + panel_s(m). Of a weight gradient d_w [N,K]: inputs are K, panels N/32.
+// inputs * step_s(m) + panel_s(m), for every 1024 inputs once more: longer panels are no faster, by input, than those. Of a
+// weight gradient d_w [N,K]: inputs are K, panels N/32.
 struct ProductCost {
   DType format = DType::kBf16;
   ProductKind kind = ProductKind::kLinear;
-  Curve step_s, panel_s;  // x: rows
+  Curve step_s, panel_s;  // x: rows; panel_s may be empty
+  double PanelSeconds(double rows, double inputs) const;
 };
 
 // Where weights come from memory while they are multiplied, or their gradients come and go back: computing and moving overlap,
@@ -81,7 +83,7 @@ struct SwitchGains {
 };
 
 // Of what `moe probe` measures: a profile that was kept by another is measured anew.
-inline constexpr int kProfileRevision = 3;
+inline constexpr int kProfileRevision = 4;
 
 struct MachineProfile {
   std::string name;  // "this machine", or a built-in's
@@ -100,6 +102,7 @@ struct MachineProfile {
   double adamw_wide_bytes_per_s = 0;                  // of matrices whose rows are too long to be worked through whole
   double peak_f32 = 0, peak_bf16 = 0, peak_int8 = 0;  // FLOP/s
   double pace_flop_per_s = 0;                         // of the cores while this was measured, see CeilingProbe::Pace
+  double handover_s = 0;                              // of a value between threads: how the cores lay; 0: one thread, unknown
   double barrier_s = 0;                               // to begin and end one parallel piece of work
   double step_s = 0;                                  // fixed, of every step: launches, sampling
 

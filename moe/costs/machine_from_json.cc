@@ -46,6 +46,7 @@ constexpr std::string_view kKeys[] = {"name",
                                       "adamw_wide_bytes_per_s",
                                       "peak_flop_per_s",
                                       "pace_flop_per_s",
+                                      "handover_s",
                                       "barrier_s",
                                       "step_s",
                                       "gamma",
@@ -339,6 +340,7 @@ void ReadRates(const Place& root, MachineProfile& m, Reader& reader) {
   m.adamw_bytes_per_s = reader.Number(root, "adamw_bytes_per_s", kRate, 0);
   m.adamw_wide_bytes_per_s = reader.Number(root, "adamw_wide_bytes_per_s", kRate, 0);
   m.pace_flop_per_s = reader.Number(root, "pace_flop_per_s", kRateOrUnknown, 0);
+  m.handover_s = reader.Number(root, "handover_s", kTimeOrNone, 0);
   m.barrier_s = reader.Number(root, "barrier_s", kTimeOrNone, 0);
   m.step_s = reader.Number(root, "step_s", kTimeOrNone, 0);
   const auto peak = reader.Object(root, "peak_flop_per_s");

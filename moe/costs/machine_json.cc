@@ -85,6 +85,7 @@ Json JsonOf(const MachineProfile& m) {
             {"weights_by_working_set", JsonOf(m.weights_bytes_per_s, "bytes", "bytes_per_s")},
             {"peak_flop_per_s", {{"f32", m.peak_f32}, {"bf16", m.peak_bf16}, {"int8", m.peak_int8}}},
             {"pace_flop_per_s", m.pace_flop_per_s},
+            {"handover_s", m.handover_s},
             {"barrier_s", m.barrier_s},
             {"step_s", m.step_s},
             {"routing", JsonOf(m.routing)},

@@ -33,9 +33,7 @@ OpTime TimeOf(const ProductOp& op, const Conditions& now) {
   double matrices = 0;
   for (const RowsOfMatrices& m : op.rows) {
     if (m.rows <= 0) continue;
-    double panel = op.K * cost.step_s.TimeAt(m.rows);
-    if (!cost.panel_s.empty()) panel += cost.panel_s.TimeAt(m.rows);
-    time.compute_s += m.matrices * panels * panel;
+    time.compute_s += m.matrices * panels * cost.PanelSeconds(m.rows, op.K);
     matrices += m.matrices;
   }
   if (matrices <= 0) return time;

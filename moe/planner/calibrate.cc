@@ -11,6 +11,7 @@
 #include "moe/planner/calibrate_points.h"
 #include "moe/planner/calibrate_step.h"
 #include "moe/planner/calibrate_streams.h"
+#include "moe/planner/placement.h"
 #include "moe/planner/probe.h"
 #include "moe/planner/random_weights.h"
 
@@ -20,6 +21,10 @@ namespace {
 constexpr size_t kPointsPerPace = 16;
 // Sets of weights from here on are read as products of one row read them; smaller ones, where those compute, as they are.
 constexpr int64_t kStreamedSet = int64_t{8} << 20;
+
+constexpr int kMaxRounds = 25;
+constexpr double kTimeShare = 0.97;      // of the time: rounds do not all take the same
+constexpr double kPatienceShare = 0.25;  // of it, for cores to lie again as they did
 
 double Median(std::vector<double> samples) {
   return Summarize(std::move(samples)).median;
@@ -37,7 +42,7 @@ std::string Today() {
 // Rates of reading a set again and again, by its size.
 struct WorkingSet {
   int64_t bytes;
-  std::vector<double> samples = {};
+  PlacedSamples samples = {};
 };
 
 double ReadAgain(const float* from, int64_t bytes, double sample_s, ExecContext& ctx) {
@@ -57,7 +62,12 @@ double ReadAgain(const float* from, int64_t bytes, double sample_s, ExecContext&
 
 }  // namespace
 
+bool FitsAnotherRound(int rounds, double left_s, double round_s) {
+  return rounds < kMaxRounds && round_s <= kTimeShare * left_s;
+}
+
 Calibration Calibrate(const CalibrateOptions& options, const std::function<void(double)>& progress, ExecContext& ctx) {
+  const double began = NowSeconds();
   Calibration out;
   MachineProfile& m = out.machine;
   const CpuInfo& cpu = GetCpuInfo();
@@ -78,7 +88,7 @@ Calibration Calibrate(const CalibrateOptions& options, const std::function<void(
   FillRandomWeights({buffer.get(), static_cast<size_t>(buffer_bytes)}, 1, ctx);
   const float* floats = reinterpret_cast<const float*>(buffer.get());
   CeilingProbe ceilings(options.buffer_bytes, ctx.kernels);
-  std::array<std::vector<double>, kNumCeilings> ceiling_samples;
+  std::array<PlacedSamples, kNumCeilings> ceiling_samples;
   std::vector<WorkingSet> sets;
   for (int64_t bytes = int64_t{256} << 10; bytes < buffer_bytes; bytes *= 2) {
     sets.push_back({bytes});
@@ -91,59 +101,75 @@ Calibration Calibrate(const CalibrateOptions& options, const std::function<void(
     for (CalibrationPoint& p : make(m, ctx)) points.push_back(std::move(p));
   }
 
-  const auto go_on = [&](int round, double share) {
-    if (progress) progress((round + share) / options.rounds);
+  const auto go_on = [&](double share_of_round) {
+    const double of_time = (NowSeconds() - began) / std::max(options.seconds, 1e-9);
+    if (progress) progress(std::min({1.0, of_time, out.rounds + share_of_round}));
     if (InterruptRequested()) out.interrupted = true;
     return !out.interrupted;
   };
-  std::vector<double> paces;
-  double pace = 1;
-  for (int round = 0; round < options.rounds; ++round) {
+  Placement placement(0, kPatienceShare * options.seconds);
+  // In another placement than the wanted one no samples are taken but the first.
+  const auto here = [&] { return placement.Await(ctx.pool, [] { return !InterruptRequested(); }) || out.rounds == 0; };
+  PlacedSamples paces;
+  const auto round = [&] {
     for (size_t c = 0; c < kNumCeilings; ++c) {
-      if (!go_on(round, 0.2 * static_cast<double>(c) / kNumCeilings)) return out;
-      ceiling_samples[c].push_back(ceilings.Sample(static_cast<Ceiling>(c), ctx.pool));
+      if (!go_on(0.2 * static_cast<double>(c) / kNumCeilings)) return;
+      if (here()) ceiling_samples[c].Add(ceilings.Sample(static_cast<Ceiling>(c), ctx.pool), placement);
     }
     for (WorkingSet& set : sets) {
+      if (!here()) continue;
       if (set.bytes < kStreamedSet) {
-        set.samples.push_back(ReadAgain(floats, set.bytes, 2 * options.sample_s, ctx));
+        set.samples.Add(ReadAgain(floats, set.bytes, 2 * options.sample_s, ctx), placement);
         continue;
       }
       streams.WeightsOfOneRow(set.bytes, static_cast<double>(set.bytes) / 30e9);  // into the caches, what has room there
-      set.samples.push_back(streams.WeightsOfOneRow(set.bytes, 5 * options.sample_s) /
-                            streams.WeightsOfOneRow(buffer_bytes, 5 * options.sample_s) *
-                            ceilings.Sample(Ceiling::kWeights, ctx.pool));
+      set.samples.Add(streams.WeightsOfOneRow(set.bytes, 5 * options.sample_s) /
+                          streams.WeightsOfOneRow(buffer_bytes, 5 * options.sample_s),
+                      placement);
     }
-    if (!go_on(round, 0.3)) return out;
-    streams.Round(ceilings, 8 * options.sample_s);
-    step.Round(options.sample_s);
+    if (!go_on(0.3)) return;
+    streams.Round(ceilings, 8 * options.sample_s, here, placement);
+    if (here()) step.Round(options.sample_s, placement);
     for (size_t i = 0; i < points.size(); ++i) {
-      if (!go_on(round, 0.5 + 0.5 * static_cast<double>(i) / static_cast<double>(points.size()))) return out;
+      if (!go_on(0.5 + 0.5 * static_cast<double>(i) / static_cast<double>(points.size()))) return;
       // Shared machines: how fast the cores are just now, over what they were at first.
-      if (i % kPointsPerPace == 0) pace = ceilings.Pace(ctx.pool), paces.push_back(pace);
+      if (i % kPointsPerPace == 0) paces.Add(ceilings.Pace(ctx.pool), placement);
       CalibrationPoint& p = points[i];
+      if (!here()) continue;
       if (options.sample_s > 0) p.run();  // for once, rough will do
       const double start = NowSeconds();
       int64_t runs = 0;
       do p.run(), ++runs;
       while (NowSeconds() - start < options.sample_s);
-      p.samples.push_back((NowSeconds() - start) / static_cast<double>(runs) * pace / paces.front());
+      p.samples.Add((NowSeconds() - start) / static_cast<double>(runs) * paces.values.back(), placement);
       ctx.arena.Reset();
     }
-  }
+  };
+  double longest = 0;
+  do {
+    const double start = NowSeconds();
+    round();
+    if (out.interrupted) return out;
+    longest = std::max(longest, NowSeconds() - start);
+    if (++out.rounds == 1) placement.WantTypical();
+  } while (FitsAnotherRound(out.rounds, options.seconds - (NowSeconds() - began), longest));
 
-  const auto ceiling = [&](Ceiling c) { return Median(ceiling_samples[static_cast<size_t>(c)]); };
+  m.handover_s = placement.wanted_s();
+  const auto median = [&m](const PlacedSamples& samples) { return Median(samples.Of(m.handover_s)); };
+  const auto ceiling = [&](Ceiling c) { return median(ceiling_samples[static_cast<size_t>(c)]); };
   m.rmw_bytes_per_s = ceiling(Ceiling::kReadModifyWrite);
   m.peak_f32 = ceiling(Ceiling::kPeakF32), m.peak_bf16 = ceiling(Ceiling::kPeakBf16), m.peak_int8 = ceiling(Ceiling::kPeakInt8);
   m.barrier_s = ceiling(Ceiling::kBarrier);
+  const double memory_bytes_per_s = Median(streams.MemorySamples(m.handover_s));
   for (const WorkingSet& set : sets) {
-    m.weights_bytes_per_s.points.push_back({static_cast<double>(set.bytes), Median(set.samples)});
+    const double unit = set.bytes < kStreamedSet ? 1 : memory_bytes_per_s;
+    m.weights_bytes_per_s.points.push_back({static_cast<double>(set.bytes), unit * median(set.samples)});
   }
-  m.weights_bytes_per_s.points.push_back({static_cast<double>(ceilings.buffer_bytes()), ceiling(Ceiling::kWeights)});
+  m.weights_bytes_per_s.points.push_back({static_cast<double>(ceilings.buffer_bytes()), memory_bytes_per_s});
   m.read_bytes_per_s = ceiling(Ceiling::kRead);
   m.weights_bytes_per_s = NeverRising(std::move(m.weights_bytes_per_s));
-  const double typical = Median(paces) / paces.front();
-  for (CalibrationPoint& p : points) p.use(Median(p.samples) / typical);
-  m.pace_flop_per_s = Median(paces);
+  m.pace_flop_per_s = median(paces);
+  for (CalibrationPoint& p : points) p.use(median(p.samples) / m.pace_flop_per_s);
   streams.Fit(m);
   step.Fit(m);
   return out;

@@ -10,15 +10,19 @@
 namespace moe {
 
 struct CalibrateOptions {
-  int rounds = 3;             // over all points; the median counts
+  double seconds = 15;        // for rounds over all points, one at least; medians count
   double sample_s = 1e-3;     // of one point in one round, at least
   int64_t buffer_bytes = -1;  // what weights come from memory in; -1: CeilingProbe::DefaultBytes()
 };
 
-// All threads of ctx at work. `progress` (may be empty) gets the share done. Interrupted (Ctrl-C): an incomplete profile, which
-// is not to be used. Resets ctx.arena.
+// Whether another round may begin, as long as the longest so far, after so many of them.
+bool FitsAnotherRound(int rounds, double left_s, double round_s);
+
+// All threads of ctx at work; cores that a hypervisor moves, in the placement that was met most in the first round. `progress`
+// (may be empty) gets the share done. Interrupted (Ctrl-C): an incomplete profile, which is not to be used. Resets ctx.arena.
 struct Calibration {
   MachineProfile machine;
+  int rounds = 0;
   bool interrupted = false;
 };
 Calibration Calibrate(const CalibrateOptions& options, const std::function<void(double)>& progress, ExecContext& ctx);

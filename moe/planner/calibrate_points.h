@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "moe/ops/exec_context.h"
+#include "moe/planner/placement.h"
 
 namespace moe {
 
@@ -13,7 +14,7 @@ namespace moe {
 struct CalibrationPoint {
   std::function<void()> run;
   std::function<void(double seconds)> use;
-  std::vector<double> samples = {};
+  PlacedSamples samples = {};
 };
 
 using CalibrationPoints = std::vector<CalibrationPoint>;

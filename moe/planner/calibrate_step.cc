@@ -39,7 +39,7 @@ StepCalibration::StepCalibration(ExecContext& ctx) : tiny_(std::make_unique<Tiny
 
 StepCalibration::~StepCalibration() = default;
 
-void StepCalibration::Round(double sample_s) {
+void StepCalibration::Round(double sample_s, const Placement& placement) {
   constexpr int32_t kLogitRow = 0;
   const auto step = [&] {
     ctx_.arena.Reset();
@@ -52,13 +52,13 @@ void StepCalibration::Round(double sample_s) {
   int64_t steps = 0;
   do step(), ++steps;
   while (NowSeconds() - start < sample_s);
-  samples_.push_back((NowSeconds() - start) / static_cast<double>(steps));
+  samples_.Add((NowSeconds() - start) / static_cast<double>(steps), placement);
 }
 
 void StepCalibration::Fit(MachineProfile& m) const {
   m.step_s = 0;
   const StepTime ops = Predict({.config = tiny_->config}, {Phase::kDecode, 1, kContext}, {m});
-  m.step_s = std::max(0.0, Summarize(samples_).median - ops.s);
+  m.step_s = std::max(0.0, Summarize(samples_.Of(m.handover_s)).median - ops.s);
 }
 
 }  // namespace moe

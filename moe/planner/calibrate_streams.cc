@@ -45,7 +45,7 @@ double BytesOf(DType format, bool gradients, const StreamShape& s) {
 // One sample: seconds of a run, and the bandwidth beside it.
 struct Sample {
   StreamPoint point;
-  double seconds, bytes_per_s;
+  double seconds, bytes_per_s, handover_s;
 };
 
 // Runs for sample_s at least: seconds per run.
@@ -172,11 +172,16 @@ struct OfFormat {
   std::vector<Sample> weights = {}, gradients = {}, attention = {};
 };
 
+std::vector<Sample> InPlacement(std::vector<Sample> samples, double handover_s) {
+  const auto elsewhere = [&](const Sample& s) { return !SamePlacement(s.handover_s, handover_s); };
+  if (!std::ranges::all_of(samples, elsewhere)) std::erase_if(samples, elsewhere);
+  return samples;
+}
+
 double ComputeS(const MachineProfile& machine, DType format, bool gradients, const StreamPoint& p) {
   const ProductCost& cost = machine.product(format, gradients ? ProductKind::kWeightGrad : ProductKind::kGateUp);
   const double panels = static_cast<double>(p.shape.at_once * p.shape.N) / kPanel, rows = static_cast<double>(p.rows);
-  const double panel_s = cost.panel_s.empty() ? 0 : cost.panel_s.TimeAt(rows);
-  return panels * (static_cast<double>(p.shape.K) * cost.step_s.TimeAt(rows) + panel_s);
+  return panels * cost.PanelSeconds(rows, static_cast<double>(p.shape.K));
 }
 
 // What comes with a byte, a matrix and a list, and how far computing overlaps: the least mean logarithm of predicted over
@@ -232,7 +237,7 @@ void FitAttention(DType format, const std::vector<Sample>& samples, AttentionCos
 struct OptimizerRows {
   double bytes = 0;
   std::function<void()> step;
-  std::vector<double> share = {};  // its bytes/s over those of weights beside it
+  PlacedSamples share = {};  // its bytes/s over those of weights beside it
 
   OptimizerRows(int64_t values, int64_t columns, ExecContext& ctx) {
     const int64_t rows = std::max(values / columns / kPanel * kPanel, kPanel);
@@ -273,11 +278,13 @@ double StreamCalibration::WeightsOfOneRow(int64_t bytes, double sample_s) {
   return BytesOf(DType::kBf16, false, kSetPart) / points_->products.Weights(DType::kBf16, {kSetPart, 1}, sample_s, bytes);
 }
 
-void StreamCalibration::Round(CeilingProbe& ceilings, double sample_s) {
+void StreamCalibration::Round(CeilingProbe& ceilings, double sample_s, const std::function<bool()>& here,
+                              const Placement& placement) {
   Points& all = *points_;
   const auto sample = [&](std::vector<Sample>& to, const StreamPoint& point, auto&& seconds) {
-    const double bytes_per_s = ceilings.Sample(Ceiling::kWeights, ctx_.pool);
-    to.push_back({point, seconds(), bytes_per_s});
+    if (!here()) return;
+    memory_.Add(ceilings.Sample(Ceiling::kWeights, ctx_.pool), placement);
+    to.push_back({point, seconds(), memory_.values.back(), placement.now_s()});
   };
   for (OfFormat& f : all.formats) {
     for (const StreamPoint& p : kWeightPoints) {
@@ -289,19 +296,22 @@ void StreamCalibration::Round(CeilingProbe& ceilings, double sample_s) {
     sample(f.attention, {}, [&] { return all.attention.Run(f.format, sample_s, ctx_); });
   }
   for (OptimizerRows& rows : all.adamw) {
-    const double bytes_per_s = ceilings.Sample(Ceiling::kWeights, ctx_.pool);
-    rows.share.push_back(rows.bytes / SecondsPerRun(sample_s, rows.step) / bytes_per_s);
+    if (!here()) continue;
+    memory_.Add(ceilings.Sample(Ceiling::kWeights, ctx_.pool), placement);
+    rows.share.Add(rows.bytes / SecondsPerRun(sample_s, rows.step) / memory_.values.back(), placement);
   }
 }
 
 void StreamCalibration::Fit(MachineProfile& m) const {
-  const auto rate = [&](size_t i) { return Summarize(points_->adamw[i].share).median * m.memory_bytes_per_s(); };
+  const auto rate = [&](size_t i) {
+    return Summarize(points_->adamw[i].share.Of(m.handover_s)).median * m.memory_bytes_per_s();
+  };
   m.adamw_bytes_per_s = rate(0), m.adamw_wide_bytes_per_s = rate(1);
   for (const OfFormat& f : points_->formats) {
-    m.streams.push_back(FitStream(f.format, false, f.weights, m));
-    m.streams.push_back(FitStream(f.format, true, f.gradients, m));
+    m.streams.push_back(FitStream(f.format, false, InPlacement(f.weights, m.handover_s), m));
+    m.streams.push_back(FitStream(f.format, true, InPlacement(f.gradients, m.handover_s), m));
     for (AttentionCost& cost : m.attention) {
-      if (cost.format == f.format) FitAttention(f.format, f.attention, cost, m);
+      if (cost.format == f.format) FitAttention(f.format, InPlacement(f.attention, m.handover_s), cost, m);
     }
   }
 }

@@ -15,9 +15,7 @@ namespace moe {
 namespace {
 
 constexpr int kMinRounds = 3;
-constexpr double kMaxCalibrationRounds = 25;
 constexpr double kCeilingsShare = 0.15;  // of the time, when a profile follows
-constexpr double kRoundsShare = 0.95;    // of what is left: rounds do not all take the same
 
 std::vector<std::unique_ptr<ThreadPool>> MakePools(int max_threads) {
   std::vector<std::unique_ptr<ThreadPool>> pools;
@@ -78,31 +76,13 @@ MachineProbe ProbeMachine(const ProbeOptions& options, const KernelTable& kernel
   return out;
 }
 
-int RoundsThatFit(double seconds, double round_s) {
-  const double fit = std::floor(kRoundsShare * seconds / std::max(round_s, 1e-9));
-  return fit < 2 ? 0 : static_cast<int>(std::min(fit, kMaxCalibrationRounds));
-}
-
 MeasuredProfile MeasureProfile(double seconds, int64_t buffer_bytes, const std::function<void(double)>& progress,
                                ExecContext& ctx) {
-  const double start = NowSeconds();
-  double first_round = 0;  // when it began: operands are made before, in memory that may be slow to come by
-  const auto tell = [&](double) {
-    if (first_round <= 0) first_round = NowSeconds();
-    if (progress) progress(std::min(0.99, (NowSeconds() - start) / std::max(seconds, 1e-3)));
-  };
-  const auto calibrate = [&](int rounds) {
-    const double sample_s = seconds > 0 ? CalibrateOptions{}.sample_s : 0;
-    Calibration c = Calibrate({.rounds = rounds, .sample_s = sample_s, .buffer_bytes = buffer_bytes}, tell, ctx);
-    return MeasuredProfile{std::move(c.machine), rounds, c.interrupted};
-  };
-  // What a round takes depends on caches, cores and kernels: the first one tells.
-  MeasuredProfile measured = calibrate(1);
-  const int rounds = RoundsThatFit(seconds - (NowSeconds() - start), NowSeconds() - first_round);
-  if (!measured.interrupted && rounds > 0) measured = calibrate(rounds);
-  if (measured.interrupted) return {.interrupted = true};
+  const double sample_s = seconds > 0 ? CalibrateOptions{}.sample_s : 0;
+  Calibration c = Calibrate({.seconds = seconds, .sample_s = sample_s, .buffer_bytes = buffer_bytes}, progress, ctx);
+  if (c.interrupted) return {.interrupted = true};
   if (progress) progress(1);
-  return measured;
+  return {.machine = std::move(c.machine), .rounds = c.rounds};
 }
 
 MachineProbe ProbeWhole(const ProbeOptions& options, const std::function<void(double)>& progress, ExecContext& ctx) {

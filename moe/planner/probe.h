@@ -46,11 +46,7 @@ struct MachineProbe {
 // empty) gets the share done. Stops early on Ctrl-C, after at least one round.
 MachineProbe ProbeMachine(const ProbeOptions& options, const KernelTable& kernels, const std::function<void(double)>& progress);
 
-// Rounds of that length in so much time, at most 25; 0 where not even two fit: then what was measured already will do.
-int RoundsThatFit(double seconds, double round_s);
-
-// Calibrate, with as many rounds as fit into so many seconds, though at least one (0: every point
-// just once or twice). Interrupted (Ctrl-C): no profile. Resets
+// Calibrate (0 seconds: every point just once). Interrupted (Ctrl-C): no profile. Resets
 // ctx.arena.
 struct MeasuredProfile {
   MachineProfile machine;

@@ -123,6 +123,7 @@ std::string FixedText(const MachineProfile& m) {
   const auto line = [&out](std::string_view what, const std::string& value) {
     out += fmt::format("  {:<44}{:>14}\n", what, value);
   };
+  if (m.handover_s > 0) line("a value, from one thread to the next", FormatSeconds(m.handover_s));
   line("parallel work, begun and ended", FormatSeconds(m.barrier_s));
   for (const DType format : kFormats) {
     const StreamCost& cost = m.stream(format, ProductKind::kGateUp);

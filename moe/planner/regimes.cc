@@ -26,10 +26,7 @@ double Between(std::span<const double> logs, std::span<const double> ratio, doub
 // FLOP/s of a product of so many rows that all that is fixed is lost in it.
 double LargeProducts(const MachineProfile& machine, DType format, ProductKind kind, int64_t inputs) {
   constexpr double kRows = 4096;
-  const ProductCost& cost = machine.product(format, kind);
-  double panel_s = D(inputs) * cost.step_s.TimeAt(kRows);
-  if (!cost.panel_s.empty()) panel_s += cost.panel_s.TimeAt(kRows);
-  return 2 * kRows * D(inputs) * D(kPanel) / panel_s;
+  return 2 * kRows * D(inputs) * D(kPanel) / machine.product(format, kind).PanelSeconds(kRows, D(inputs));
 }
 
 // Of the parabola through three points of ascending x, the middle one the least.

@@ -10,6 +10,7 @@
 #include "moe/base/cpu_info.h"
 #include "moe/base/rng.h"
 #include "moe/planner/ceilings.h"
+#include "moe/planner/placement.h"
 #include "moe/planner/random_weights.h"
 #include "moe/planner/sweep_runner.h"
 
@@ -73,16 +74,93 @@ KvCache SweepCache(const ModelConfig& config, const SweepOptions& options) {
   return KvCache::Make(config, largest.sequences(), options.context + (options.phase == Phase::kDecode ? 1 : 0));
 }
 
-// Rounds of the memory phase in which most were taken; all, where so few are left that the phases cannot be told apart.
-std::vector<size_t> RoundsInPhase(const std::vector<double>& probes, const std::vector<double>& paces) {
-  const double median = MedianOf(probes), pace = *std::max_element(paces.begin(), paces.end());
-  std::vector<size_t> used, all(probes.size());
-  std::iota(all.begin(), all.end(), size_t{0});
-  for (const size_t i : all) {
-    if (std::abs(probes[i] - median) <= kSamePhase * median && std::abs(paces[i] - pace) <= kSamePhase * pace)
-      used.push_back(i);
+// A turn of every model at one batch size, and what was probed beside them.
+struct Round {
+  double read = 0, weights = 0, pace = 0;         // see SweepRow
+  double handover_min = 1e300, handover_max = 0;  // before, between and after the turns
+
+  void Probe(CeilingProbe& probe, ThreadPool& pool) {
+    weights = probe.Sample(Ceiling::kWeights, pool);  // first: after the other, part of the buffer is in the caches
+    read = probe.Sample(Ceiling::kRead, pool);
+    pace = probe.Pace(pool, kPaceSeconds);
   }
-  return used.size() >= static_cast<size_t>(kMinRounds) ? used : all;
+  void ProbePlacement(ThreadPool& pool) {
+    const double now = HandoverSeconds(pool);
+    handover_min = std::min(handover_min, now), handover_max = std::max(handover_max, now);
+  }
+};
+
+// Of one batch size.
+struct Rounds {
+  std::vector<Round> all;
+  double spent_s = 0;
+  int64_t count() const { return std::ssize(all); }
+  std::vector<double> Values(double Round::*of) const {
+    std::vector<double> out;
+    for (const Round& round : all) out.push_back(round.*of);
+    return out;
+  }
+};
+
+// The next batch to have a round: the one that has had the least time, so that slow minutes of the machine fall on all batches.
+// Once the time is up, kMinRounds for each and no more; empty: done.
+std::optional<size_t> NextBatch(const std::vector<Rounds>& all, double seconds_left) {
+  for (const Rounds& rounds : all) {  // kept back for rounds that must be
+    if (rounds.count() == 0) continue;
+    const auto missing = static_cast<double>(std::max<int64_t>(kMinRounds - rounds.count(), 0));
+    seconds_left -= missing * rounds.spent_s / static_cast<double>(rounds.count());
+  }
+  std::optional<size_t> next;
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (all[i].count() >= (seconds_left > 0 ? kMaxRounds : kMinRounds)) continue;
+    if (!next || all[i].spent_s < all[*next].spent_s) next = i;
+  }
+  return next;
+}
+
+// Of a sweep's rounds those of the phase of the machine that was asked for, or in which most were taken; all of a batch, where
+// so few of it are left that phases cannot be told apart.
+struct MachinePhase {
+  double weights = 0, pace = 0, handover = 0;
+
+  MachinePhase(const std::vector<Rounds>& batches, double wanted_handover) {
+    Rounds together;
+    for (const Rounds& rounds : batches) together.all.insert(together.all.end(), rounds.all.begin(), rounds.all.end());
+    if (together.all.empty()) return;
+    handover = wanted_handover > 0 ? wanted_handover : MedianOf(together.Values(&Round::handover_max));
+    std::erase_if(together.all, [this](const Round& round) { return !Has(round); });
+    if (together.all.empty()) return;
+    weights = MedianOf(together.Values(&Round::weights)), pace = MedianOf(together.Values(&Round::pace));
+  }
+  bool Has(const Round& round) const {
+    const auto near = [](double here, double there) { return there <= 0 || std::abs(here - there) <= kSamePhase * there; };
+    return SamePlacement(round.handover_min, handover) && SamePlacement(round.handover_max, handover) &&
+           near(round.weights, weights) && near(round.pace, pace);
+  }
+};
+
+SweepRow RowOf(int64_t batch, size_t index, const Rounds& rounds, const MachinePhase& phase,
+               const std::vector<SweepRunner>& runners) {
+  std::vector<size_t> used;
+  Rounds some;
+  for (size_t i = 0; i < rounds.all.size(); ++i) {
+    if (phase.Has(rounds.all[i])) used.push_back(i), some.all.push_back(rounds.all[i]);
+  }
+  if (some.count() < kMinRounds) {
+    used.resize(rounds.all.size()), some = rounds;
+    std::iota(used.begin(), used.end(), size_t{0});
+  }
+  SweepRow row{.batch = batch,
+               .read_bytes_per_s = MedianOf(some.Values(&Round::read)),
+               .weights_bytes_per_s = MedianOf(some.Values(&Round::weights)),
+               .pace_flop_per_s = MedianOf(some.Values(&Round::pace)),
+               .handover_s = MedianOf(some.Values(&Round::handover_max)),
+               .rounds = rounds.count(),
+               .rounds_used = some.count()};
+  const auto reads = rounds.Values(&Round::read);
+  row.read_min = *std::ranges::min_element(reads), row.read_max = *std::ranges::max_element(reads);
+  for (const SweepRunner& runner : runners) row.cells.push_back(runner.Cell(index, used));
+  return row;
 }
 
 }  // namespace
@@ -119,58 +197,50 @@ Result<SweepReport> MeasureSweep(const ModelConfig& config, const Model* loaded,
   if (options.phase == Phase::kDecode) MOE_TRY(FillCache(loaded, options.context, options.seed, cache, ctx));
   CeilingProbe probe(options.probe_bytes, ctx.kernels);
 
-  const double measuring = NowSeconds();
-  const double waited = CoreWaitSeconds();
-  for (size_t r = 0; r < options.batches.size() && !report.interrupted; ++r) {
-    const int64_t batch = options.batches[r];
-    // What earlier cells did not need goes to the later ones.
-    const double left = std::max(0.0, options.seconds - (NowSeconds() - measuring));
-    const double cell_s = left / static_cast<double>(options.batches.size() - r), cell_start = NowSeconds();
-    int64_t turns = 0;
-    const auto go_on = [&] {
-      const double by_time = (NowSeconds() - cell_start) / std::max(cell_s, 1e-9);
-      const double by_turns = static_cast<double>(turns) / static_cast<double>(kMinRounds * std::ssize(runners));
-      const double in_cell = std::min({1.0, by_time, by_turns});
-      const double done = (static_cast<double>(r) + in_cell) / static_cast<double>(options.batches.size());
-      return !on_progress || on_progress({.batch = batch, .fraction = done});
-    };
+  double measuring = NowSeconds();  // the start; later by what was spent on waiting
+  const double waited = CoreWaitSeconds(), began = NowSeconds();
+  std::vector<Rounds> all(options.batches.size());
+  int64_t turns = 0;  // but for those beyond kMinRounds of a batch
+  double told = 0;
+  const auto go_on = [&](size_t index) {
+    const double by_time = (NowSeconds() - measuring) / std::max(options.seconds, 1e-9);
+    const double by_turns =
+        static_cast<double>(turns) / static_cast<double>(kMinRounds * std::ssize(runners) * std::ssize(all));
+    told = std::max(told, std::min({1.0, by_time, by_turns}));
+    return !on_progress || on_progress({.batch = options.batches[index], .fraction = told});
+  };
+  Placement placement(options.handover_s, options.seconds);
+  while (!report.interrupted) {
+    const auto next = NextBatch(all, options.seconds - (NowSeconds() - measuring));
+    if (!next) break;
+    Rounds& rounds = all[*next];
     for (SweepRunner& runner : runners) {
-      runner.StartCell(batch);
-      MOE_TRY(runner.Turn(/*measured=*/false, cache, ctx));
+      if (rounds.count() == 0) MOE_TRY(runner.Turn(*next, /*measured=*/false, cache, ctx));
     }
-    std::vector<double> probes, weights_probes, paces;
-    const auto enough = [&] {
-      const auto rounds = static_cast<int64_t>(probes.size());
-      return rounds >= kMaxRounds || (rounds >= kMinRounds && NowSeconds() - cell_start >= cell_s);
-    };
-    while (!enough() && !report.interrupted) {
-      for (SweepRunner& runner : runners) {
-        if (!go_on()) report.interrupted = true;
-        if (!report.interrupted) MOE_TRY(runner.Turn(/*measured=*/true, cache, ctx));
-        ++turns;
-      }
+    const double waiting = NowSeconds();
+    placement.Await(ctx.pool, [&] { return go_on(*next); });
+    measuring += NowSeconds() - waiting;
+    const double start_of_round = NowSeconds();
+    Round round;
+    round.ProbePlacement(ctx.pool);
+    for (SweepRunner& runner : runners) {
+      if (!go_on(*next)) report.interrupted = true;
       if (report.interrupted) break;
-      probes.push_back(probe.Sample(Ceiling::kRead, ctx.pool));
-      weights_probes.push_back(probe.Sample(Ceiling::kWeights, ctx.pool));
-      paces.push_back(probe.Pace(ctx.pool, kPaceSeconds));
+      MOE_TRY(runner.Turn(*next, /*measured=*/true, cache, ctx));
+      round.ProbePlacement(ctx.pool);
+      turns += rounds.count() < kMinRounds ? 1 : 0;
     }
     if (report.interrupted) break;
-
-    SweepRow row{.batch = batch, .rounds = static_cast<int64_t>(probes.size())};
-    const std::vector<size_t> used = RoundsInPhase(weights_probes, paces);
-    row.rounds_used = static_cast<int64_t>(used.size());
-    std::vector<double> used_probes, used_weights, used_paces;
-    for (const size_t i : used)
-      used_probes.push_back(probes[i]), used_paces.push_back(paces[i]), used_weights.push_back(weights_probes[i]);
-    row.read_bytes_per_s = MedianOf(used_probes), row.pace_flop_per_s = MedianOf(used_paces);
-    row.weights_bytes_per_s = MedianOf(used_weights);
-    row.read_min = *std::min_element(probes.begin(), probes.end());
-    row.read_max = *std::max_element(probes.begin(), probes.end());
-    for (const SweepRunner& runner : runners) row.cells.push_back(runner.Cell(used));
-    report.rows.push_back(std::move(row));
+    round.Probe(probe, ctx.pool);
+    rounds.all.push_back(round);
+    rounds.spent_s += NowSeconds() - start_of_round;
+  }
+  const MachinePhase phase(all, options.handover_s);
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (all[i].count() > 0) report.rows.push_back(RowOf(options.batches[i], i, all[i], phase, runners));
   }
   if (config.has_experts()) report.chances = runners.front().Chances();
-  report.core_wait = (CoreWaitSeconds() - waited) / (NowSeconds() - measuring) / report.threads;
+  report.core_wait = (CoreWaitSeconds() - waited) / (NowSeconds() - began) / report.threads;
   report.seconds = NowSeconds() - start;
   return report;
 }

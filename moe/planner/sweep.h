@@ -1,6 +1,6 @@
 #pragma once
-// Measures one step at every batch size: a model beside the dense twins it would be compared with, interleaved, with probes of
-// bandwidth and pace beside every round, so that drift of the machine hits all alike and is seen.
+// Measures one step at every batch size: a model beside the dense twins it would be compared with, models and batches
+// interleaved, with probes of bandwidth and pace beside every round, so that drift of the machine hits all alike and is seen.
 
 #include <array>
 #include <cstdint>
@@ -32,6 +32,7 @@ struct SweepOptions {
   std::vector<TwinKind> against = {TwinKind::kEqualActive, TwinKind::kEqualTotal};
   double seconds = 20;        // to spend on measuring; a slow cell takes its three rounds even so
   int64_t memory_bytes = -1;  // what the sweep may take; -1: what the machine has left
+  double handover_s = 0;      // rounds wait until the cores lie like that, for `seconds` in all at most; 0: however they lie
   int64_t probe_bytes = -1;   // buffer of the bandwidth probe; -1: far larger than the last-level cache
   uint64_t seed = 1;
 };
@@ -75,6 +76,7 @@ struct SweepRow {
   double read_min = 0, read_max = 0;
   double weights_bytes_per_s = 0;  // of the probe of weights, as that: what predictions are scaled by
   double pace_flop_per_s = 0;      // of float32 multiply-adds beside it: the pace of the cores
+  double handover_s = 0;           // of a value between threads: how the cores lay
   int64_t rounds = 0, rounds_used = 0;
 };
 
@@ -119,8 +121,8 @@ struct SweepProgress {
 };
 
 // `loaded` null: random weights. A dense config is measured alone. `on_progress` (may be empty) is called between steps; when
-// it returns false, the sweep stops and keeps the rows it has finished. Every step draws new random tokens, so that the router
-// sees a batch as varied as a server's; tests every error of CheckSweep first.
+// it returns false, the sweep stops and keeps the rows that have had a round of all models. Every step draws new random tokens,
+// so that the router sees a batch as varied as a server's; tests every error of CheckSweep first.
 Result<SweepReport> MeasureSweep(const ModelConfig& config, const Model* loaded, const SweepOptions& options,
                                  const std::function<bool(const SweepProgress&)>& on_progress, ExecContext& ctx);
 

@@ -146,6 +146,7 @@ nlohmann::json SweepJson(const SweepReport& report, const std::string& name) {
                             {"pace_flop_per_s", row.pace_flop_per_s},
                             {"read_bytes_per_s_min", row.read_min},
                             {"read_bytes_per_s_max", row.read_max},
+                            {"handover_s", row.handover_s},
                             {"rounds", row.rounds},
                             {"rounds_used", row.rounds_used}};
     for (size_t i = 0; i < report.subjects.size(); ++i) {

@@ -76,6 +76,15 @@ SweepRunner::SweepRunner(const SweepSubject& subject, const SweepOptions& option
     forced_chances_.push_back(moe ? options.routing.Chances(router.num_experts, router.top_k) : ExpertChances{});
   }
   forced_.resize(forced_chances_.size()), forced_views_.resize(forced_chances_.size());
+  for (const int64_t batch : options.batches) {
+    Tally& tally = tallies_.emplace_back(Tally{.step = {options.phase, batch, options.context}});
+    tally.rows = RowsOfStep(tally.step), tally.targets.resize(tally.rows.size());
+    for (size_t i = 0; i < tally.rows.size(); ++i) {
+      const bool last = i + 1 == tally.rows.size() || tally.rows[i + 1].sequence != tally.rows[i].sequence;
+      if (last) tally.logit_rows.push_back(static_cast<int32_t>(i));
+    }
+    tally.distinct_sum.assign(subject.config.layers.size(), 0), tally.used.resize(subject.config.layers.size());
+  }
 }
 
 void SweepRunner::Prepare(std::span<std::byte> weights, ExecContext& ctx) {
@@ -90,39 +99,26 @@ void SweepRunner::Prepare(std::span<std::byte> weights, ExecContext& ctx) {
   }
 }
 
-void SweepRunner::StartCell(int64_t batch) {
-  step_ = {options_.phase, batch, options_.context};
-  rows_ = RowsOfStep(step_);
-  logit_rows_.clear();
-  for (size_t i = 0; i < rows_.size(); ++i) {
-    if (i + 1 == rows_.size() || rows_[i + 1].sequence != rows_[i].sequence) logit_rows_.push_back(static_cast<int32_t>(i));
-  }
-  targets_.resize(rows_.size());
-  steps_ = 0, part_sum_ = {}, wait_sum_ = all_sum_ = 0;
-  distinct_sum_.assign(subject_.config.layers.size(), 0);
-  used_.assign(subject_.config.layers.size(), {});
-  round_s_.clear();
-}
-
-Status SweepRunner::Run(KvCache& cache, ExecContext& ctx) {
+Status SweepRunner::Run(const Tally& tally, KvCache& cache, ExecContext& ctx) {
   if (options_.phase != Phase::kTrain) {
-    MOE_TRY(model_->Forward({.rows = rows_, .logit_rows = logit_rows_, .cache = &cache, .forced_experts = forced_views_},
-                            &stats_, ctx));
+    MOE_TRY(model_->Forward(
+        {.rows = tally.rows, .logit_rows = tally.logit_rows, .cache = &cache, .forced_experts = forced_views_}, &stats_, ctx));
     return {};
   }
-  const auto scale = static_cast<float>(1.0 / static_cast<double>(rows_.size()));
-  MOE_TRY(owned_->ForwardBackward({.rows = rows_, .forced_experts = forced_views_}, targets_, scale, 1.0f, &stats_, ctx));
+  const auto scale = static_cast<float>(1.0 / static_cast<double>(tally.rows.size()));
+  MOE_TRY(
+      owned_->ForwardBackward({.rows = tally.rows, .forced_experts = forced_views_}, tally.targets, scale, 1.0f, &stats_, ctx));
   ctx.Enter(StepPart::kOptimizer);
   ApplyAdamw(optimizer_, optimized_, kLr, GlobalGradNorm(owned_->parameters(), ctx), ctx);
   return {};
 }
 
-Result<double> SweepRunner::Step(KvCache& cache, ExecContext& ctx) {
-  for (RowInfo& row : rows_) row.token_id = static_cast<int32_t>(tokens_.Below(subject_.config.vocab_size));
-  for (int32_t& target : targets_) target = static_cast<int32_t>(tokens_.Below(subject_.config.vocab_size));
+Status SweepRunner::Step(Tally& tally, KvCache& cache, ExecContext& ctx) {
+  for (RowInfo& row : tally.rows) row.token_id = static_cast<int32_t>(tokens_.Below(subject_.config.vocab_size));
+  for (int32_t& target : tally.targets) target = static_cast<int32_t>(tokens_.Below(subject_.config.vocab_size));
   for (size_t l = 0; l < forced_.size(); ++l) {
     if (forced_chances_[l].p.empty()) continue;
-    DrawExperts(forced_chances_[l], step_.batch, subject_.config.layers[l].moe.router.top_k, tokens_, forced_[l]);
+    DrawExperts(forced_chances_[l], tally.step.batch, subject_.config.layers[l].moe.router.top_k, tokens_, forced_[l]);
     forced_views_[l] = forced_[l];
   }
   stats_.Clear();
@@ -130,67 +126,67 @@ Result<double> SweepRunner::Step(KvCache& cache, ExecContext& ctx) {
   ctx.clock = &clock_;
   clock_.Start();
   const double waited = ctx.pool.WaitSeconds(), start = NowSeconds();
-  const Status status = Run(cache, ctx);
-  last_s_ = NowSeconds() - start;
+  const Status status = Run(tally, cache, ctx);
+  tally.last_s = NowSeconds() - start;
   clock_.Enter(StepPart::kOther);
   ctx.clock = nullptr;
-  last_wait_s_ = ctx.pool.WaitSeconds() - waited;
-  MOE_TRY(status);
-  return last_s_;
+  tally.last_wait_s = ctx.pool.WaitSeconds() - waited;
+  return status;
 }
 
-// What the step's routers did.
-void SweepRunner::Count() {
-  for (size_t p = 0; p < part_sum_.size(); ++p) part_sum_[p] += clock_.seconds[p];
-  wait_sum_ += last_wait_s_, all_sum_ += last_s_;
-  tokens_seen_ += static_cast<double>(step_.batch);
+// What the last step did, its routers too.
+void SweepRunner::Count(Tally& tally) {
+  for (size_t p = 0; p < tally.part_sum.size(); ++p) tally.part_sum[p] += clock_.seconds[p];
+  tally.wait_sum += tally.last_wait_s, tally.all_sum += tally.last_s, ++tally.steps;
+  tokens_seen_ += static_cast<double>(tally.step.batch);
   for (size_t l = 0; l < stats_.layers.size(); ++l) {
     const auto& tokens_per_expert = stats_.layers[l].tokens_per_expert;
-    used_[l].resize(tokens_per_expert.size());
-    for (size_t e = 0; e < used_[l].size(); ++e) {
-      used_[l][e] |= tokens_per_expert[e] > 0;
-      distinct_sum_[l] += tokens_per_expert[e] > 0 ? 1 : 0;
+    tally.used[l].resize(tokens_per_expert.size());
+    for (size_t e = 0; e < tokens_per_expert.size(); ++e) {
+      tally.used[l][e] |= tokens_per_expert[e] > 0;
+      tally.distinct_sum[l] += tokens_per_expert[e] > 0 ? 1 : 0;
       chosen_[l][e] += static_cast<double>(tokens_per_expert[e]);
     }
   }
 }
 
-Status SweepRunner::Turn(bool measured, KvCache& cache, ExecContext& ctx) {
-  if (!measured || last_s_ < kWarmStepSeconds) MOE_TRY(Step(cache, ctx));
-  if (!measured && last_s_ >= kWarmStepSeconds) return {};
+Status SweepRunner::Turn(size_t index, bool measured, KvCache& cache, ExecContext& ctx) {
+  Tally& tally = tallies_[index];
+  if (!measured || tally.last_s < kWarmStepSeconds) MOE_TRY(Step(tally, cache, ctx));
+  if (!measured && tally.last_s >= kWarmStepSeconds) return {};
   double total = 0;
   turn_s_.clear();
   do {
-    MOE_TRY(const double s, Step(cache, ctx));
-    total += s;
-    turn_s_.push_back(s);
-    if (measured) Count();
+    MOE_TRY(Step(tally, cache, ctx));
+    total += tally.last_s;
+    turn_s_.push_back(tally.last_s);
+    if (measured) Count(tally);
   } while (total < kTurnSeconds && std::ssize(turn_s_) < kMaxTurnSteps);
-  if (!measured) return {};
-  steps_ += std::ssize(turn_s_);
-  round_s_.push_back(MedianOf(turn_s_));
+  if (measured) tally.round_s.push_back(MedianOf(turn_s_));
   return {};
 }
 
-SweepCell SweepRunner::Cell(const std::vector<size_t>& rounds) const {
+SweepCell SweepRunner::Cell(size_t index, const std::vector<size_t>& rounds) const {
+  const Tally& tally = tallies_[index];
   std::vector<double> times, halves[2];
   for (size_t i = 0; i < rounds.size(); ++i) {
-    times.push_back(round_s_[rounds[i]]);
+    times.push_back(tally.round_s[rounds[i]]);
     halves[i % 2].push_back(times.back());
   }
-  SweepCell cell{.s_per_step = MedianOf(std::move(times)), .steps = steps_, .distinct_experts = distinct_sum_};
-  cell.s_min = *std::min_element(round_s_.begin(), round_s_.end());
-  cell.s_max = *std::max_element(round_s_.begin(), round_s_.end());
+  SweepCell cell{.s_per_step = MedianOf(std::move(times)), .steps = tally.steps, .distinct_experts = tally.distinct_sum};
+  cell.s_min = *std::min_element(tally.round_s.begin(), tally.round_s.end());
+  cell.s_max = *std::max_element(tally.round_s.begin(), tally.round_s.end());
   if (!halves[1].empty()) cell.repeat_error = std::abs(MedianOf(halves[0]) / MedianOf(halves[1]) - 1);
-  for (size_t p = 0; p < part_sum_.size(); ++p) cell.part_s[p] = part_sum_[p] / all_sum_ * cell.s_per_step;
-  cell.wait_s = wait_sum_ / all_sum_ * cell.s_per_step;
-  for (double& distinct : cell.distinct_experts) distinct /= static_cast<double>(steps_);
-  for (const auto& layer : used_) cell.experts_used.push_back(std::count(layer.begin(), layer.end(), 1));
+  for (size_t p = 0; p < tally.part_sum.size(); ++p) cell.part_s[p] = tally.part_sum[p] / tally.all_sum * cell.s_per_step;
+  cell.wait_s = tally.wait_sum / tally.all_sum * cell.s_per_step;
+  for (double& distinct : cell.distinct_experts) distinct /= static_cast<double>(tally.steps);
+  for (const auto& layer : tally.used) cell.experts_used.push_back(std::count(layer.begin(), layer.end(), 1));
   if (options_.phase == Phase::kDecode) {
-    cell.cost = DecodeCost(subject_.config, options_.format, {step_.batch, options_.context}, cell.distinct_experts).total();
+    cell.cost =
+        DecodeCost(subject_.config, options_.format, {tally.step.batch, options_.context}, cell.distinct_experts).total();
     return cell;
   }
-  const StepOps ops = OpsOf({.config = subject_.config, .format = options_.format, .chances = Chances()}, step_);
+  const StepOps ops = OpsOf({.config = subject_.config, .format = options_.format, .chances = Chances()}, tally.step);
   for (const StepOp& op : ops.ops) cell.cost += {.bytes = op.bytes, .flop = op.flop};
   return cell;
 }

@@ -25,19 +25,32 @@ class SweepRunner {
   int64_t packed_bytes() const { return model_->PackedStorageBytes(); }
   void Prepare(std::span<std::byte> weights, ExecContext& ctx);
 
-  void StartCell(int64_t batch);
-  // Steps for some milliseconds. Not measured: only what warms caches and tells how long a step takes.
-  Status Turn(bool measured, KvCache& cache, ExecContext& ctx);
-  // What this cell's rounds said, of which only some count.
-  SweepCell Cell(const std::vector<size_t>& rounds) const;
+  // Steps of the batch at `index` of the options' for some milliseconds. Not measured: only what warms caches and tells how
+  // long a step takes.
+  Status Turn(size_t index, bool measured, KvCache& cache, ExecContext& ctx);
+  // What the rounds of that batch said, of which only some count.
+  SweepCell Cell(size_t index, const std::vector<size_t>& rounds) const;
 
   // Of all steps so far: how often each expert was among a token's choices. [L], empty for dense layers.
   std::vector<ExpertChances> Chances() const;
 
  private:
-  Result<double> Step(KvCache& cache, ExecContext& ctx);
-  Status Run(KvCache& cache, ExecContext& ctx);
-  void Count();
+  // One batch size, and what its measured steps did.
+  struct Tally {
+    moe::Step step;
+    std::vector<RowInfo> rows;
+    std::vector<int32_t> logit_rows, targets;
+    double last_s = 0, last_wait_s = 0;
+    int64_t steps = 0;
+    std::vector<double> distinct_sum;        // [L]
+    std::vector<std::vector<uint8_t>> used;  // [L][E] whether a token came in any of them
+    std::vector<double> round_s;             // median step of each round
+    std::array<double, kNumStepParts> part_sum{};
+    double wait_sum = 0, all_sum = 0;
+  };
+  Status Step(Tally& tally, KvCache& cache, ExecContext& ctx);
+  Status Run(const Tally& tally, KvCache& cache, ExecContext& ctx);
+  void Count(Tally& tally);
 
   const SweepSubject& subject_;
   const SweepOptions& options_;
@@ -50,21 +63,11 @@ class SweepRunner {
   std::vector<std::vector<int32_t>> forced_;   // [L] of the step
   std::vector<std::span<const int32_t>> forced_views_;
 
-  moe::Step step_;
-  std::vector<RowInfo> rows_;
-  std::vector<int32_t> logit_rows_, targets_;
   StepStats stats_;
   StepClock clock_;
-  double last_s_ = 0, last_wait_s_ = 0;
-
-  int64_t steps_ = 0;                       // measured ones of this cell
-  std::vector<double> distinct_sum_;        // [L] over those steps
-  std::vector<std::vector<uint8_t>> used_;  // [L][E] whether a token came in any of them
-  std::vector<double> turn_s_;              // steps of the turn
-  std::vector<double> round_s_;             // median step of each round
-  std::array<double, kNumStepParts> part_sum_{};
-  double wait_sum_ = 0, all_sum_ = 0;
-  std::vector<std::vector<double>> chosen_;  // [L][E] of all cells
+  std::vector<double> turn_s_;               // steps of the turn
+  std::vector<Tally> tallies_;               // as options.batches
+  std::vector<std::vector<double>> chosen_;  // [L][E] of all batches
   double tokens_seen_ = 0;
 };
 

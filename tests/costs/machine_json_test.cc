@@ -34,6 +34,7 @@ MachineProfile Awkward() {
                    .peak_bf16 = 1e12 / 19,
                    .peak_int8 = 1e12 / 23,
                    .pace_flop_per_s = 1e12 / 29,
+                   .handover_s = 1e-7 / 41,
                    .barrier_s = 1e-6 / 31,
                    .step_s = 1e-4 / 37,
                    .routing = {1e-6 / 3, 1e-7 / 3, 1e-8 / 3, 1e-9 / 3},
@@ -81,7 +82,8 @@ void ExpectSame(const MachineProfile& a, const MachineProfile& b) {
             std::tie(b.read_bytes_per_s, b.rmw_bytes_per_s, b.adamw_bytes_per_s, b.adamw_wide_bytes_per_s));
   EXPECT_EQ(std::tie(a.peak_f32, a.peak_bf16, a.peak_int8, a.pace_flop_per_s),
             std::tie(b.peak_f32, b.peak_bf16, b.peak_int8, b.pace_flop_per_s));
-  EXPECT_EQ(std::tie(a.barrier_s, a.step_s, a.row_op_s), std::tie(b.barrier_s, b.step_s, b.row_op_s));
+  EXPECT_EQ(std::tie(a.handover_s, a.barrier_s, a.step_s, a.row_op_s),
+            std::tie(b.handover_s, b.barrier_s, b.step_s, b.row_op_s));
   ASSERT_EQ(a.products.size(), b.products.size());
   for (size_t i = 0; i < a.products.size(); ++i) {
     SCOPED_TRACE(i);

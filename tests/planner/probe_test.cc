@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "moe/costs/machine_json.h"
+#include "moe/planner/calibrate.h"
 #include "moe/planner/probe_json.h"
 #include "moe/planner/probe_text.h"
 
@@ -57,6 +58,8 @@ TEST(ProbeWhole, MeasuresAProfileThatCanBeReadAgain) {
   EXPECT_EQ(shares.back(), 1);
   const nlohmann::json json = JsonOf(probe);
   EXPECT_EQ(json["by_threads"][1]["read_bytes_per_s"], probe.profile->read_bytes_per_s);
+  EXPECT_GT(probe.profile->handover_s, 0);
+  EXPECT_EQ(json["handover_s"], probe.profile->handover_s);
   EXPECT_LE(json["by_threads"][1]["read_bytes_per_s_min"], probe.profile->read_bytes_per_s);
   const auto again = MachineFromJson(nlohmann::json::parse(json.dump()), "probe");
   ASSERT_TRUE(again) << again.error().Message();
@@ -70,13 +73,13 @@ TEST(ProbeWhole, MeasuresAProfileThatCanBeReadAgain) {
   }
 }
 
-TEST(RoundsThatFit, AreWholeAndNotTooMany) {
-  EXPECT_EQ(RoundsThatFit(-1, 1), 0);
-  EXPECT_EQ(RoundsThatFit(2, 1), 0);  // a little is kept back
-  EXPECT_EQ(RoundsThatFit(2.2, 1), 2);
-  EXPECT_EQ(RoundsThatFit(13, 1.4), 8);
-  EXPECT_EQ(RoundsThatFit(1e9, 1e-3), 25);
-  EXPECT_EQ(RoundsThatFit(1, 0), 25);
+TEST(FitsAnotherRound, WithALittleKeptBackAndNotTooMany) {
+  EXPECT_FALSE(FitsAnotherRound(1, -1, 1));
+  EXPECT_FALSE(FitsAnotherRound(1, 1, 1));
+  EXPECT_TRUE(FitsAnotherRound(1, 1.1, 1));
+  EXPECT_TRUE(FitsAnotherRound(24, 1e9, 1e-3));
+  EXPECT_FALSE(FitsAnotherRound(25, 1e9, 1e-3));
+  EXPECT_TRUE(FitsAnotherRound(1, 1, 0));
 }
 
 TEST(TextOfBuiltInMachines, NamesEachWithItsSource) {

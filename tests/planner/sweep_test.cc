@@ -148,6 +148,51 @@ TEST(MeasureSweep, MeasuresOnlyTheTwinsThatAreWanted) {
   EXPECT_FALSE(dense->Speedup(dense->rows[0], SweepRole::kDenseTotal).has_value());
 }
 
+// A placement that never comes is waited for no longer than the sweep may take, and then done without.
+TEST(MeasureSweep, MeasuresWhereverTheCoresLieAtLast) {
+  test::TestContext machine(2);
+  SweepOptions options = Quick({1, 4});
+  options.seconds = 0.02;
+  int calls = 0;
+  const auto count = [&](const SweepProgress&) { return ++calls > 0; };
+  for (const double wanted : {0.0, 1e6}) {
+    options.handover_s = wanted;
+    calls = 0;
+    const auto report = MeasureSweep(test::TinyMoe(), nullptr, options, count, machine.ctx);
+    ASSERT_TRUE(report.has_value());
+    ASSERT_EQ(report->rows.size(), 2);
+    for (const SweepRow& row : report->rows) {
+      EXPECT_GE(row.rounds, 3);
+      EXPECT_GE(row.rounds_used, 3);
+      EXPECT_GT(row.handover_s, 0);
+    }
+    int64_t turns = 0;
+    for (const SweepRow& row : report->rows) turns += 3 * row.rounds;
+    if (wanted > 0) {
+      EXPECT_GT(calls, turns);  // it was asked while waiting, too
+    } else {
+      EXPECT_EQ(calls, turns);
+    }
+  }
+}
+
+// Every batch has a round before any has all of its own, so that a stopped sweep knows something of all.
+TEST(MeasureSweep, TakesBatchesInTurns) {
+  test::TestContext machine(2);
+  std::vector<int64_t> order;
+  const auto note = [&](const SweepProgress& progress) {
+    if (order.empty() || order.back() != progress.batch) order.push_back(progress.batch);
+    return order.size() < 4;
+  };
+  const auto report = MeasureSweep(test::TinyMoe(), nullptr, Quick({1, 2, 256}), note, machine.ctx);
+  ASSERT_TRUE(report.has_value());
+  EXPECT_TRUE(report->interrupted);
+  ASSERT_EQ(order.size(), 4);
+  EXPECT_EQ(std::vector<int64_t>(order.begin(), order.begin() + 3), (std::vector<int64_t>{1, 2, 256}));
+  ASSERT_EQ(report->rows.size(), 3);
+  for (const SweepRow& row : report->rows) EXPECT_GE(row.rounds, 1);
+}
+
 TEST(MeasureSweep, KeepsFinishedRowsWhenStopped) {
   test::TestContext machine(2);
   double last = 0;
