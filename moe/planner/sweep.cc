@@ -77,16 +77,15 @@ KvCache SweepCache(const ModelConfig& config, const SweepOptions& options) {
 // A turn of every model at one batch size, and what was probed beside them.
 struct Round {
   double read = 0, weights = 0, pace = 0;         // see SweepRow
-  double handover_min = 1e300, handover_max = 0;  // before, between and after the turns
+  double handover_min = 1e300, handover_max = 0;  // before and after the turns
 
   void Probe(CeilingProbe& probe, ThreadPool& pool) {
     weights = probe.Sample(Ceiling::kWeights, pool);  // first: after the other, part of the buffer is in the caches
     read = probe.Sample(Ceiling::kRead, pool);
     pace = probe.Pace(pool, kPaceSeconds);
   }
-  void ProbePlacement(ThreadPool& pool) {
-    const double now = HandoverSeconds(pool);
-    handover_min = std::min(handover_min, now), handover_max = std::max(handover_max, now);
+  void SeePlacement(double handover_s) {
+    handover_min = std::min(handover_min, handover_s), handover_max = std::max(handover_max, handover_s);
   }
 };
 
@@ -217,23 +216,30 @@ Result<SweepReport> MeasureSweep(const ModelConfig& config, const Model* loaded,
     for (SweepRunner& runner : runners) {
       if (rounds.count() == 0) MOE_TRY(runner.Turn(*next, /*measured=*/false, cache, ctx));
     }
-    const double waiting = NowSeconds();
-    placement.Await(ctx.pool, [&] { return go_on(*next); });
-    measuring += NowSeconds() - waiting;
-    const double start_of_round = NowSeconds();
+    const double began_round = NowSeconds();
+    double lost = 0;  // on waiting, and on turns that are taken again
     Round round;
-    round.ProbePlacement(ctx.pool);
-    for (SweepRunner& runner : runners) {
+    for (size_t i = 0; i < runners.size() && !report.interrupted;) {
+      const double waiting = NowSeconds();
+      placement.Await(ctx.pool, [&] { return go_on(*next); });
+      const double before = placement.now_s(), turn = NowSeconds();
       if (!go_on(*next)) report.interrupted = true;
       if (report.interrupted) break;
-      MOE_TRY(runner.Turn(*next, /*measured=*/true, cache, ctx));
-      round.ProbePlacement(ctx.pool);
-      turns += rounds.count() < kMinRounds ? 1 : 0;
+      MOE_TRY(runners[i].Turn(*next, /*measured=*/true, cache, ctx));
+      const double spent = NowSeconds() - turn;
+      lost += turn - waiting;
+      if (placement.Moved(spent, ctx.pool)) {
+        runners[i].ForgetTurn(*next), lost += spent;
+        continue;
+      }
+      round.SeePlacement(before), round.SeePlacement(placement.now_s());
+      turns += rounds.count() < kMinRounds ? 1 : 0, ++i;
     }
+    measuring += lost;
     if (report.interrupted) break;
     round.Probe(probe, ctx.pool);
     rounds.all.push_back(round);
-    rounds.spent_s += NowSeconds() - start_of_round;
+    rounds.spent_s += NowSeconds() - began_round - lost;
   }
   const MachinePhase phase(all, options.handover_s);
   for (size_t i = 0; i < all.size(); ++i) {

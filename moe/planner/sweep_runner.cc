@@ -135,9 +135,9 @@ Status SweepRunner::Step(Tally& tally, KvCache& cache, ExecContext& ctx) {
 }
 
 // What the last step did, its routers too.
-void SweepRunner::Count(Tally& tally) {
-  for (size_t p = 0; p < tally.part_sum.size(); ++p) tally.part_sum[p] += clock_.seconds[p];
-  tally.wait_sum += tally.last_wait_s, tally.all_sum += tally.last_s, ++tally.steps;
+void SweepRunner::Count(Tally& tally, Timed& turn) {
+  for (size_t p = 0; p < turn.part_s.size(); ++p) turn.part_s[p] += clock_.seconds[p];
+  turn.wait_s += tally.last_wait_s, turn.all_s += tally.last_s, ++tally.steps;
   tokens_seen_ += static_cast<double>(tally.step.batch);
   for (size_t l = 0; l < stats_.layers.size(); ++l) {
     const auto& tokens_per_expert = stats_.layers[l].tokens_per_expert;
@@ -156,29 +156,35 @@ Status SweepRunner::Turn(size_t index, bool measured, KvCache& cache, ExecContex
   if (!measured && tally.last_s >= kWarmStepSeconds) return {};
   double total = 0;
   turn_s_.clear();
+  Timed turn;
   do {
     MOE_TRY(Step(tally, cache, ctx));
     total += tally.last_s;
     turn_s_.push_back(tally.last_s);
-    if (measured) Count(tally);
+    if (measured) Count(tally, turn);
   } while (total < kTurnSeconds && std::ssize(turn_s_) < kMaxTurnSteps);
-  if (measured) tally.round_s.push_back(MedianOf(turn_s_));
+  turn.step_s = MedianOf(turn_s_);
+  if (measured) tally.turns.push_back(turn);
   return {};
 }
 
-SweepCell SweepRunner::Cell(size_t index, const std::vector<size_t>& rounds) const {
+SweepCell SweepRunner::Cell(size_t index, const std::vector<size_t>& used) const {
   const Tally& tally = tallies_[index];
   std::vector<double> times, halves[2];
-  for (size_t i = 0; i < rounds.size(); ++i) {
-    times.push_back(tally.round_s[rounds[i]]);
-    halves[i % 2].push_back(times.back());
+  Timed all;
+  for (size_t i = 0; i < used.size(); ++i) {
+    const Timed& turn = tally.turns[used[i]];
+    times.push_back(turn.step_s);
+    halves[i % 2].push_back(turn.step_s);
+    for (size_t p = 0; p < all.part_s.size(); ++p) all.part_s[p] += turn.part_s[p];
+    all.wait_s += turn.wait_s, all.all_s += turn.all_s;
   }
   SweepCell cell{.s_per_step = MedianOf(std::move(times)), .steps = tally.steps, .distinct_experts = tally.distinct_sum};
-  cell.s_min = *std::min_element(tally.round_s.begin(), tally.round_s.end());
-  cell.s_max = *std::max_element(tally.round_s.begin(), tally.round_s.end());
+  const auto [least, most] = std::ranges::minmax(tally.turns, {}, &Timed::step_s);
+  cell.s_min = least.step_s, cell.s_max = most.step_s;
   if (!halves[1].empty()) cell.repeat_error = std::abs(MedianOf(halves[0]) / MedianOf(halves[1]) - 1);
-  for (size_t p = 0; p < tally.part_sum.size(); ++p) cell.part_s[p] = tally.part_sum[p] / tally.all_sum * cell.s_per_step;
-  cell.wait_s = tally.wait_sum / tally.all_sum * cell.s_per_step;
+  for (size_t p = 0; p < all.part_s.size(); ++p) cell.part_s[p] = all.part_s[p] / all.all_s * cell.s_per_step;
+  cell.wait_s = all.wait_s / all.all_s * cell.s_per_step;
   for (double& distinct : cell.distinct_experts) distinct /= static_cast<double>(tally.steps);
   for (const auto& layer : tally.used) cell.experts_used.push_back(std::count(layer.begin(), layer.end(), 1));
   if (options_.phase == Phase::kDecode) {

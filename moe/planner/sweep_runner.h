@@ -28,13 +28,19 @@ class SweepRunner {
   // Steps of the batch at `index` of the options' for some milliseconds. Not measured: only what warms caches and tells how
   // long a step takes.
   Status Turn(size_t index, bool measured, KvCache& cache, ExecContext& ctx);
-  // What the rounds of that batch said, of which only some count.
-  SweepCell Cell(size_t index, const std::vector<size_t>& rounds) const;
+  void ForgetTurn(size_t index) { tallies_[index].turns.pop_back(); }  // the last measured one
+  // What the turns at that batch said, of which only some count.
+  SweepCell Cell(size_t index, const std::vector<size_t>& used) const;
 
   // Of all steps so far: how often each expert was among a token's choices. [L], empty for dense layers.
   std::vector<ExpertChances> Chances() const;
 
  private:
+  struct Timed {
+    double step_s = 0;                           // median of the turn's steps
+    std::array<double, kNumStepParts> part_s{};  // of all its steps, as the others
+    double wait_s = 0, all_s = 0;
+  };
   // One batch size, and what its measured steps did.
   struct Tally {
     moe::Step step;
@@ -44,13 +50,11 @@ class SweepRunner {
     int64_t steps = 0;
     std::vector<double> distinct_sum;        // [L]
     std::vector<std::vector<uint8_t>> used;  // [L][E] whether a token came in any of them
-    std::vector<double> round_s;             // median step of each round
-    std::array<double, kNumStepParts> part_sum{};
-    double wait_sum = 0, all_sum = 0;
+    std::vector<Timed> turns;                // one a round
   };
   Status Step(Tally& tally, KvCache& cache, ExecContext& ctx);
   Status Run(const Tally& tally, KvCache& cache, ExecContext& ctx);
-  void Count(Tally& tally);
+  void Count(Tally& tally, Timed& turn);
 
   const SweepSubject& subject_;
   const SweepOptions& options_;

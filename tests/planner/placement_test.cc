@@ -56,6 +56,19 @@ TEST(Placement, IsAwaitedAsLongAsPatienceLastsAndNobodyStopsIt) {
   EXPECT_EQ(asked, first);
 }
 
+TEST(Placement, SaysWhatToDoAgainWhileThereIsPatience) {
+  ThreadPool pool(2);
+  constexpr double kNever = 1e6;
+  Placement any(0, 10);
+  EXPECT_FALSE(any.Moved(1, pool));
+  Placement never(kNever, 2.5);
+  EXPECT_TRUE(never.Moved(1, pool));
+  EXPECT_TRUE(never.Moved(1, pool));
+  EXPECT_TRUE(never.Moved(1, pool));
+  EXPECT_FALSE(never.Moved(1, pool));  // 2.5 s are spent
+  EXPECT_GT(never.now_s(), 0);
+}
+
 TEST(PlacedSamples, AreThoseOfOnePlacementOrAll) {
   const PlacedSamples samples{.values = {1, 2, 3, 4}, .handovers_s = {50e-9, 190e-9, 60e-9, 15e-9}};
   EXPECT_EQ(samples.Of(52e-9), (std::vector<double>{1, 3}));
