@@ -67,11 +67,11 @@ bool Placement::Await(ThreadPool& pool, const std::function<bool()>& go_on) {
   return wanted_s_ <= 0 || SamePlacement(seen_.back(), wanted_s_);
 }
 
-bool Placement::Moved(double spent_s, ThreadPool& pool) {
+bool Placement::Again(bool disturbed, double spent_s, ThreadPool& pool) {
   const bool began_there = seen_.empty() || SamePlacement(seen_.back(), wanted_s_);
   seen_.push_back(HandoverSeconds(pool));
-  if (wanted_s_ <= 0 || patience_s_ <= 0 || (began_there && SamePlacement(seen_.back(), wanted_s_))) return false;
-  patience_s_ -= spent_s;
+  if (!patient() || (!disturbed && began_there && SamePlacement(seen_.back(), wanted_s_))) return false;
+  Spend(spent_s);
   return true;
 }
 

@@ -26,9 +26,11 @@ class Placement {
   void WantTypical() { wanted_s_ = typical_s(); }
   // Waits for the wanted placement while there is patience left and `go_on` agrees; whether this is it.
   bool Await(ThreadPool& pool, const std::function<bool()>& go_on);
-  // After work that took so long: whether to do it again, as the cores were moved meanwhile. Its time is patience spent;
-  // without any left, what was done will do.
-  bool Moved(double spent_s, ThreadPool& pool);
+  // After work that took so long: whether to do it again, as the cores were moved meanwhile, or as the work itself shows that
+  // it was `disturbed`. Its time is patience spent; without any left, or where any placement will do, what was done will do.
+  bool Again(bool disturbed, double spent_s, ThreadPool& pool);
+  void Spend(double s) { patience_s_ -= s; }
+  bool patient() const { return wanted_s_ > 0 && patience_s_ > 0; }
   double typical_s() const;  // median of what was seen; 0: nothing was
   double wanted_s() const { return wanted_s_; }
   double now_s() const { return seen_.empty() ? 0 : seen_.back(); }

@@ -21,6 +21,8 @@ constexpr int64_t kMinRounds = 3, kMaxRounds = 200;
 // Rounds whose probe of weights differs more than this from the median were taken in another phase of the machine's memory.
 constexpr double kSamePhase = 0.15;
 constexpr double kPaceSeconds = 10e-3;
+constexpr double kTurnsPerProbe = 0.1;  // seconds
+constexpr int64_t kMostProbes = 7;
 constexpr int64_t kPrefilled = 8;  // sequences whose past a loaded model computes; the others' is a copy
 constexpr float kCacheRms = 0.5f;  // what random weights give, rows of rms 1 times weights of 0.02, in width 600
 
@@ -79,10 +81,23 @@ struct Round {
   double read = 0, weights = 0, pace = 0;         // see SweepRow
   double handover_min = 1e300, handover_max = 0;  // before and after the turns
 
-  void Probe(CeilingProbe& probe, ThreadPool& pool) {
-    weights = probe.Sample(Ceiling::kWeights, pool);  // first: after the other, part of the buffer is in the caches
+  // More often after long turns. Weights first: after a read in order, part of the buffer is in the caches.
+  void Probe(double turns_s, CeilingProbe& probe, ThreadPool& pool, Placement& placement) {
+    const auto times = std::clamp<int64_t>(static_cast<int64_t>(turns_s / kTurnsPerProbe), 1, kMostProbes);
+    const auto median = [&](auto&& sample) {
+      std::vector<double> samples;
+      while (std::ssize(samples) < times) {
+        placement.Await(pool, [] { return true; });
+        samples.push_back(sample());
+      }
+      return MedianOf(std::move(samples));
+    };
+    weights = median([&] { return probe.Sample(Ceiling::kWeights, pool); });
+    pace = median([&] { return probe.Pace(pool, kPaceSeconds); });
     read = probe.Sample(Ceiling::kRead, pool);
-    pace = probe.Pace(pool, kPaceSeconds);
+  }
+  bool In(double handover_s) const {
+    return SamePlacement(handover_min, handover_s) && SamePlacement(handover_max, handover_s);
   }
   void SeePlacement(double handover_s) {
     handover_min = std::min(handover_min, handover_s), handover_max = std::max(handover_max, handover_s);
@@ -93,6 +108,7 @@ struct Round {
 struct Rounds {
   std::vector<Round> all;
   double spent_s = 0;
+  int64_t good = 0;  // of all: in the wanted placement, undisturbed
   int64_t count() const { return std::ssize(all); }
   std::vector<double> Values(double Round::*of) const {
     std::vector<double> out;
@@ -102,8 +118,8 @@ struct Rounds {
 };
 
 // The next batch to have a round: the one that has had the least time, so that slow minutes of the machine fall on all batches.
-// Once the time is up, kMinRounds for each and no more; empty: done.
-std::optional<size_t> NextBatch(const std::vector<Rounds>& all, double seconds_left) {
+// Once the time is up, kMinRounds for each and no more, good ones while there is patience; empty: done.
+std::optional<size_t> NextBatch(const std::vector<Rounds>& all, double seconds_left, bool patient) {
   for (const Rounds& rounds : all) {  // kept back for rounds that must be
     if (rounds.count() == 0) continue;
     const auto missing = static_cast<double>(std::max<int64_t>(kMinRounds - rounds.count(), 0));
@@ -111,7 +127,8 @@ std::optional<size_t> NextBatch(const std::vector<Rounds>& all, double seconds_l
   }
   std::optional<size_t> next;
   for (size_t i = 0; i < all.size(); ++i) {
-    if (all[i].count() >= (seconds_left > 0 ? kMaxRounds : kMinRounds)) continue;
+    const bool enough = (patient ? all[i].good : all[i].count()) >= kMinRounds;
+    if (all[i].count() >= kMaxRounds || (enough && seconds_left <= 0)) continue;
     if (!next || all[i].spent_s < all[*next].spent_s) next = i;
   }
   return next;
@@ -133,17 +150,21 @@ struct MachinePhase {
   }
   bool Has(const Round& round) const {
     const auto near = [](double here, double there) { return there <= 0 || std::abs(here - there) <= kSamePhase * there; };
-    return SamePlacement(round.handover_min, handover) && SamePlacement(round.handover_max, handover) &&
-           near(round.weights, weights) && near(round.pace, pace);
+    return round.In(handover) && near(round.weights, weights) && near(round.pace, pace);
   }
 };
+
+bool Undisturbed(size_t index, size_t round, const std::vector<SweepRunner>& runners) {
+  return std::ranges::none_of(runners, [&](const SweepRunner& runner) { return runner.Disturbed(index, round); });
+}
 
 SweepRow RowOf(int64_t batch, size_t index, const Rounds& rounds, const MachinePhase& phase,
                const std::vector<SweepRunner>& runners) {
   std::vector<size_t> used;
   Rounds some;
   for (size_t i = 0; i < rounds.all.size(); ++i) {
-    if (phase.Has(rounds.all[i])) used.push_back(i), some.all.push_back(rounds.all[i]);
+    if (!phase.Has(rounds.all[i]) || !Undisturbed(index, i, runners)) continue;
+    used.push_back(i), some.all.push_back(rounds.all[i]);
   }
   if (some.count() < kMinRounds) {
     used.resize(rounds.all.size()), some = rounds;
@@ -210,14 +231,14 @@ Result<SweepReport> MeasureSweep(const ModelConfig& config, const Model* loaded,
   };
   Placement placement(options.handover_s, options.seconds);
   while (!report.interrupted) {
-    const auto next = NextBatch(all, options.seconds - (NowSeconds() - measuring));
+    const auto next = NextBatch(all, options.seconds - (NowSeconds() - measuring), placement.patient());
     if (!next) break;
     Rounds& rounds = all[*next];
     for (SweepRunner& runner : runners) {
       if (rounds.count() == 0) MOE_TRY(runner.Turn(*next, /*measured=*/false, cache, ctx));
     }
     const double began_round = NowSeconds();
-    double lost = 0;  // on waiting, and on turns that are taken again
+    double lost = 0, turns_s = 0;  // on waiting and on turns that are taken again; on turns that stay
     Round round;
     for (size_t i = 0; i < runners.size() && !report.interrupted;) {
       const double waiting = NowSeconds();
@@ -228,18 +249,23 @@ Result<SweepReport> MeasureSweep(const ModelConfig& config, const Model* loaded,
       MOE_TRY(runners[i].Turn(*next, /*measured=*/true, cache, ctx));
       const double spent = NowSeconds() - turn;
       lost += turn - waiting;
-      if (placement.Moved(spent, ctx.pool)) {
+      if (placement.Again(runners[i].LastDisturbed(*next), spent, ctx.pool)) {
         runners[i].ForgetTurn(*next), lost += spent;
         continue;
       }
       round.SeePlacement(before), round.SeePlacement(placement.now_s());
-      turns += rounds.count() < kMinRounds ? 1 : 0, ++i;
+      turns_s += spent, turns += rounds.count() < kMinRounds ? 1 : 0, ++i;
     }
     measuring += lost;
     if (report.interrupted) break;
-    round.Probe(probe, ctx.pool);
-    rounds.all.push_back(round);
-    rounds.spent_s += NowSeconds() - began_round - lost;
+    round.Probe(turns_s, probe, ctx.pool, placement);
+    const double took = NowSeconds() - began_round - lost;
+    if (rounds.count() >= kMinRounds && rounds.good < kMinRounds) placement.Spend(took);
+    rounds.all.push_back(round), rounds.spent_s += took;
+    rounds.good = 0;
+    for (size_t i = 0; i < rounds.all.size(); ++i) {
+      rounds.good += rounds.all[i].In(options.handover_s) && Undisturbed(*next, i, runners) ? 1 : 0;
+    }
   }
   const MachinePhase phase(all, options.handover_s);
   for (size_t i = 0; i < all.size(); ++i) {

@@ -17,6 +17,7 @@ constexpr int64_t kMaxTurnSteps = 32;
 // The others and the probe have emptied the caches before every turn. In a loop of steps a model finds there what its last step
 // left, so one step goes untimed first, unless steps are so long that filling a cache is lost in them.
 constexpr double kWarmStepSeconds = 0.05;
+constexpr double kDisturbed = 1.3;
 constexpr double kLr = 1e-9;  // all the work of training, but the weights stay near where they were
 
 }  // namespace
@@ -166,6 +167,12 @@ Status SweepRunner::Turn(size_t index, bool measured, KvCache& cache, ExecContex
   turn.step_s = MedianOf(turn_s_);
   if (measured) tally.turns.push_back(turn);
   return {};
+}
+
+bool SweepRunner::Disturbed(size_t index, size_t round) const {
+  const auto& turns = tallies_[index].turns;
+  const double least = std::ranges::min(turns, {}, &Timed::step_s).step_s;
+  return turns[round].step_s >= kTurnSeconds && turns[round].step_s > kDisturbed * least;
 }
 
 SweepCell SweepRunner::Cell(size_t index, const std::vector<size_t>& used) const {

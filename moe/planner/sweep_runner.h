@@ -28,6 +28,9 @@ class SweepRunner {
   // Steps of the batch at `index` of the options' for some milliseconds. Not measured: only what warms caches and tells how
   // long a step takes.
   Status Turn(size_t index, bool measured, KvCache& cache, ExecContext& ctx);
+  // Whether a turn of one long step took so much longer than the fastest that the cores must have been elsewhere meanwhile.
+  bool Disturbed(size_t index, size_t round) const;
+  bool LastDisturbed(size_t index) const { return Disturbed(index, tallies_[index].turns.size() - 1); }
   void ForgetTurn(size_t index) { tallies_[index].turns.pop_back(); }  // the last measured one
   // What the turns at that batch said, of which only some count.
   SweepCell Cell(size_t index, const std::vector<size_t>& used) const;

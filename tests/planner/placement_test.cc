@@ -60,12 +60,14 @@ TEST(Placement, SaysWhatToDoAgainWhileThereIsPatience) {
   ThreadPool pool(2);
   constexpr double kNever = 1e6;
   Placement any(0, 10);
-  EXPECT_FALSE(any.Moved(1, pool));
+  EXPECT_FALSE(any.Again(true, 1, pool));
   Placement never(kNever, 2.5);
-  EXPECT_TRUE(never.Moved(1, pool));
-  EXPECT_TRUE(never.Moved(1, pool));
-  EXPECT_TRUE(never.Moved(1, pool));
-  EXPECT_FALSE(never.Moved(1, pool));  // 2.5 s are spent
+  EXPECT_TRUE(never.Again(false, 1, pool));
+  EXPECT_TRUE(never.Again(false, 1, pool));
+  EXPECT_TRUE(never.patient());
+  EXPECT_TRUE(never.Again(false, 1, pool));
+  EXPECT_FALSE(never.patient());  // 2.5 s are spent
+  EXPECT_FALSE(never.Again(true, 1, pool));
   EXPECT_GT(never.now_s(), 0);
 }
 
