@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <string_view>
 
 #include "moe/base/clock.h"
@@ -28,12 +29,19 @@ struct StepClock {
   std::array<double, kNumStepParts> seconds{};
   StepPart part = StepPart::kOther;
   double since = 0;
+  // Called between parts when it was not for so long, and not counted: what to look at during a long step. May be empty.
+  std::function<void()> watch;
+  double watched = 0;
+  static constexpr double kWatchSeconds = 0.02;
 
-  void Start() { seconds = {}, part = StepPart::kOther, since = NowSeconds(); }
+  void Start() { seconds = {}, part = StepPart::kOther, since = watched = NowSeconds(); }
   void Enter(StepPart next) {
     const double now = NowSeconds();
     seconds[static_cast<size_t>(part)] += now - since;
     part = next, since = now;
+    if (!watch || now - watched < kWatchSeconds) return;
+    watch();
+    since = watched = NowSeconds();
   }
 };
 

@@ -109,8 +109,11 @@ Calibration Calibrate(const CalibrateOptions& options, const std::function<void(
   };
   Placement placement(0, kPatienceShare * options.seconds);
   // In another placement than the wanted one no samples are taken but the first.
-  const auto here = [&] { return placement.Await(ctx.pool, [] { return !InterruptRequested(); }) || out.rounds == 0; };
+  double longest = 0;  // of the rounds: the last one has no time for waiting
+  const auto may_wait = [&] { return !InterruptRequested() && NowSeconds() - began < options.seconds - longest; };
+  const auto here = [&] { return placement.Await(ctx.pool, may_wait) || out.rounds == 0; };
   PlacedSamples paces;
+  size_t points_since_pace = 0;
   const auto round = [&] {
     for (size_t c = 0; c < kNumCeilings; ++c) {
       if (!go_on(0.2 * static_cast<double>(c) / kNumCeilings)) return;
@@ -132,10 +135,10 @@ Calibration Calibrate(const CalibrateOptions& options, const std::function<void(
     if (here()) step.Round(options.sample_s, placement);
     for (size_t i = 0; i < points.size(); ++i) {
       if (!go_on(0.5 + 0.5 * static_cast<double>(i) / static_cast<double>(points.size()))) return;
-      // Shared machines: how fast the cores are just now, over what they were at first.
-      if (i % kPointsPerPace == 0) paces.Add(ceilings.Pace(ctx.pool), placement);
       CalibrationPoint& p = points[i];
       if (!here()) continue;
+      // Shared machines: how fast the cores are just now.
+      if (points_since_pace++ % kPointsPerPace == 0) paces.Add(ceilings.Pace(ctx.pool), placement);
       if (options.sample_s > 0) p.run();  // for once, rough will do
       const double start = NowSeconds();
       int64_t runs = 0;
@@ -145,7 +148,6 @@ Calibration Calibrate(const CalibrateOptions& options, const std::function<void(
       ctx.arena.Reset();
     }
   };
-  double longest = 0;
   do {
     const double start = NowSeconds();
     round();

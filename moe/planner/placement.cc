@@ -12,7 +12,7 @@ namespace moe {
 namespace {
 
 constexpr int kLaps = 64, kLapsPerSample = 8;  // the median sample counts: a thread may lose its core for a while
-constexpr int kSpins = 4096;  // longer than any core is away: with more threads than cores the one waited for has none
+constexpr int kSpins = 256;                    // then the core is offered to others: the thread waited for may have none
 constexpr double kSame = 1.7;
 constexpr std::chrono::milliseconds kPoll{2};
 
@@ -30,7 +30,7 @@ void WaitFor(const std::atomic<int>& turn, int value) {
 
 double HandoverSeconds(ThreadPool& pool) {
   const int n = pool.num_threads();
-  if (n < 2) return 0;
+  if (n < 2 || n > static_cast<int>(std::thread::hardware_concurrency())) return 0;
   // Whose turn it is, counted on. Every thread has one index, as none leaves its own before the end.
   alignas(64) std::atomic<int> turn{0};
   std::vector<double> samples;
@@ -55,31 +55,38 @@ bool SamePlacement(double handover_s, double other_s) {
   return std::max(handover_s, other_s) <= kSame * std::min(handover_s, other_s);
 }
 
+double TypicalHandover(const std::vector<double>& handovers_s) {
+  double best = 0;
+  int64_t most = 0;
+  for (const double s : handovers_s) {
+    const auto alike = std::ranges::count_if(handovers_s, [s](double other) { return SamePlacement(s, other); });
+    if (alike > most) most = alike, best = s;
+  }
+  return best;
+}
+
+double Placement::See(ThreadPool& pool) {
+  seen_.push_back(source_(pool));
+  return seen_.back();
+}
+
 bool Placement::Await(ThreadPool& pool, const std::function<bool()>& go_on) {
   const double start = NowSeconds();
+  bool here = false;
   while (true) {
-    seen_.push_back(HandoverSeconds(pool));
-    if (wanted_s_ <= 0 || SamePlacement(seen_.back(), wanted_s_)) break;
-    if (NowSeconds() - start >= patience_s_ || !go_on()) break;
+    here = SamePlacement(See(pool), wanted_s_) || wanted_s_ <= 0;
+    if (here || NowSeconds() - start >= patience_s_ || !go_on()) break;
     std::this_thread::sleep_for(kPoll);
   }
-  patience_s_ -= NowSeconds() - start;
-  return wanted_s_ <= 0 || SamePlacement(seen_.back(), wanted_s_);
+  waited_s_ += NowSeconds() - start;
+  Spend(NowSeconds() - start);
+  return here;
 }
 
-bool Placement::Again(bool disturbed, double spent_s, ThreadPool& pool) {
-  const bool began_there = seen_.empty() || SamePlacement(seen_.back(), wanted_s_);
-  seen_.push_back(HandoverSeconds(pool));
-  if (!patient() || (!disturbed && began_there && SamePlacement(seen_.back(), wanted_s_))) return false;
+bool Placement::Again(const HandoverRange& seen, double spent_s) {
+  if (!patient() || seen.In(wanted_s_) || TooLong(spent_s)) return false;
   Spend(spent_s);
   return true;
-}
-
-double Placement::typical_s() const {
-  if (seen_.empty()) return 0;
-  std::vector<double> sorted = seen_;
-  std::ranges::sort(sorted);
-  return sorted[sorted.size() / 2];
 }
 
 std::vector<double> PlacedSamples::Of(double handover_s) const {

@@ -78,16 +78,16 @@ KvCache SweepCache(const ModelConfig& config, const SweepOptions& options) {
 
 // A turn of every model at one batch size, and what was probed beside them.
 struct Round {
-  double read = 0, weights = 0, pace = 0;         // see SweepRow
-  double handover_min = 1e300, handover_max = 0;  // before and after the turns
+  double read = 0, weights = 0, pace = 0;  // see SweepRow
+  HandoverRange handovers;                 // before, during and after the turns, and after the probes
 
   // More often after long turns. Weights first: after a read in order, part of the buffer is in the caches.
-  void Probe(double turns_s, CeilingProbe& probe, ThreadPool& pool, Placement& placement) {
+  void Probe(double turns_s, CeilingProbe& probe, ThreadPool& pool, Placement& placement, const std::function<bool()>& go_on) {
     const auto times = std::clamp<int64_t>(static_cast<int64_t>(turns_s / kTurnsPerProbe), 1, kMostProbes);
     const auto median = [&](auto&& sample) {
       std::vector<double> samples;
       while (std::ssize(samples) < times) {
-        placement.Await(pool, [] { return true; });
+        placement.Await(pool, go_on);
         samples.push_back(sample());
       }
       return MedianOf(std::move(samples));
@@ -95,12 +95,7 @@ struct Round {
     weights = median([&] { return probe.Sample(Ceiling::kWeights, pool); });
     pace = median([&] { return probe.Pace(pool, kPaceSeconds); });
     read = probe.Sample(Ceiling::kRead, pool);
-  }
-  bool In(double handover_s) const {
-    return SamePlacement(handover_min, handover_s) && SamePlacement(handover_max, handover_s);
-  }
-  void SeePlacement(double handover_s) {
-    handover_min = std::min(handover_min, handover_s), handover_max = std::max(handover_max, handover_s);
+    handovers.Add(placement.See(pool));
   }
 };
 
@@ -108,7 +103,8 @@ struct Round {
 struct Rounds {
   std::vector<Round> all;
   double spent_s = 0;
-  int64_t good = 0;  // of all: in the wanted placement, undisturbed
+  int64_t good = 0;  // of all: in the wanted placement
+  int64_t turns_again = 0;
   int64_t count() const { return std::ssize(all); }
   std::vector<double> Values(double Round::*of) const {
     std::vector<double> out;
@@ -119,7 +115,7 @@ struct Rounds {
 
 // The next batch to have a round: the one that has had the least time, so that slow minutes of the machine fall on all batches.
 // Once the time is up, kMinRounds for each and no more, good ones while there is patience; empty: done.
-std::optional<size_t> NextBatch(const std::vector<Rounds>& all, double seconds_left, bool patient) {
+std::optional<size_t> NextBatch(const std::vector<Rounds>& all, double seconds_left, const Placement& placement) {
   for (const Rounds& rounds : all) {  // kept back for rounds that must be
     if (rounds.count() == 0) continue;
     const auto missing = static_cast<double>(std::max<int64_t>(kMinRounds - rounds.count(), 0));
@@ -127,7 +123,9 @@ std::optional<size_t> NextBatch(const std::vector<Rounds>& all, double seconds_l
   }
   std::optional<size_t> next;
   for (size_t i = 0; i < all.size(); ++i) {
-    const bool enough = (patient ? all[i].good : all[i].count()) >= kMinRounds;
+    const double mean_s = all[i].spent_s / std::max(1.0, static_cast<double>(all[i].count()));
+    const bool only_good = placement.patient() && !placement.TooLong(mean_s);
+    const bool enough = (only_good ? all[i].good : all[i].count()) >= kMinRounds;
     if (all[i].count() >= kMaxRounds || (enough && seconds_left <= 0)) continue;
     if (!next || all[i].spent_s < all[*next].spent_s) next = i;
   }
@@ -143,28 +141,25 @@ struct MachinePhase {
     Rounds together;
     for (const Rounds& rounds : batches) together.all.insert(together.all.end(), rounds.all.begin(), rounds.all.end());
     if (together.all.empty()) return;
-    handover = wanted_handover > 0 ? wanted_handover : MedianOf(together.Values(&Round::handover_max));
+    std::vector<double> handovers;
+    for (const Round& round : together.all) handovers.push_back(round.handovers.max_s);
+    handover = wanted_handover > 0 ? wanted_handover : TypicalHandover(handovers);
     std::erase_if(together.all, [this](const Round& round) { return !Has(round); });
     if (together.all.empty()) return;
     weights = MedianOf(together.Values(&Round::weights)), pace = MedianOf(together.Values(&Round::pace));
   }
   bool Has(const Round& round) const {
     const auto near = [](double here, double there) { return there <= 0 || std::abs(here - there) <= kSamePhase * there; };
-    return round.In(handover) && near(round.weights, weights) && near(round.pace, pace);
+    return round.handovers.In(handover) && near(round.weights, weights) && near(round.pace, pace);
   }
 };
-
-bool Undisturbed(size_t index, size_t round, const std::vector<SweepRunner>& runners) {
-  return std::ranges::none_of(runners, [&](const SweepRunner& runner) { return runner.Disturbed(index, round); });
-}
 
 SweepRow RowOf(int64_t batch, size_t index, const Rounds& rounds, const MachinePhase& phase,
                const std::vector<SweepRunner>& runners) {
   std::vector<size_t> used;
   Rounds some;
   for (size_t i = 0; i < rounds.all.size(); ++i) {
-    if (!phase.Has(rounds.all[i]) || !Undisturbed(index, i, runners)) continue;
-    used.push_back(i), some.all.push_back(rounds.all[i]);
+    if (phase.Has(rounds.all[i])) used.push_back(i), some.all.push_back(rounds.all[i]);
   }
   if (some.count() < kMinRounds) {
     used.resize(rounds.all.size()), some = rounds;
@@ -174,9 +169,12 @@ SweepRow RowOf(int64_t batch, size_t index, const Rounds& rounds, const MachineP
                .read_bytes_per_s = MedianOf(some.Values(&Round::read)),
                .weights_bytes_per_s = MedianOf(some.Values(&Round::weights)),
                .pace_flop_per_s = MedianOf(some.Values(&Round::pace)),
-               .handover_s = MedianOf(some.Values(&Round::handover_max)),
+               .turns_again = rounds.turns_again,
                .rounds = rounds.count(),
                .rounds_used = some.count()};
+  std::vector<double> handovers;
+  for (const Round& round : some.all) handovers.push_back(round.handovers.max_s);
+  row.handover_s = MedianOf(std::move(handovers));
   const auto reads = rounds.Values(&Round::read);
   row.read_min = *std::ranges::min_element(reads), row.read_max = *std::ranges::max_element(reads);
   for (const SweepRunner& runner : runners) row.cells.push_back(runner.Cell(index, used));
@@ -219,6 +217,7 @@ Result<SweepReport> MeasureSweep(const ModelConfig& config, const Model* loaded,
 
   double measuring = NowSeconds();  // the start; later by what was spent on waiting
   const double waited = CoreWaitSeconds(), began = NowSeconds();
+  Placement placement(options.handover_s, options.seconds, options.handover);
   std::vector<Rounds> all(options.batches.size());
   int64_t turns = 0;  // but for those beyond kMinRounds of a batch
   double told = 0;
@@ -229,50 +228,51 @@ Result<SweepReport> MeasureSweep(const ModelConfig& config, const Model* loaded,
     told = std::max(told, std::min({1.0, by_time, by_turns}));
     return !on_progress || on_progress({.batch = options.batches[index], .fraction = told});
   };
-  Placement placement(options.handover_s, options.seconds);
   while (!report.interrupted) {
-    const auto next = NextBatch(all, options.seconds - (NowSeconds() - measuring), placement.patient());
+    const auto next = NextBatch(all, options.seconds - (NowSeconds() - measuring), placement);
     if (!next) break;
     Rounds& rounds = all[*next];
-    for (SweepRunner& runner : runners) {
-      if (rounds.count() == 0) MOE_TRY(runner.Turn(*next, /*measured=*/false, cache, ctx));
-    }
-    const double began_round = NowSeconds();
-    double lost = 0, turns_s = 0;  // on waiting and on turns that are taken again; on turns that stay
+    const auto ask = [&] { return go_on(*next); };
+    const bool first = rounds.count() == 0;
+    const double began_round = NowSeconds(), waited_before = placement.waited_s();
+    double again_s = 0, turns_s = 0;
     Round round;
     for (size_t i = 0; i < runners.size() && !report.interrupted;) {
-      const double waiting = NowSeconds();
-      placement.Await(ctx.pool, [&] { return go_on(*next); });
-      const double before = placement.now_s(), turn = NowSeconds();
-      if (!go_on(*next)) report.interrupted = true;
+      SweepRunner& runner = runners[i];
+      if (!ask()) report.interrupted = true;
       if (report.interrupted) break;
-      MOE_TRY(runners[i].Turn(*next, /*measured=*/true, cache, ctx));
-      const double spent = NowSeconds() - turn;
-      lost += turn - waiting;
-      if (placement.Again(runners[i].LastDisturbed(*next), spent, ctx.pool)) {
-        runners[i].ForgetTurn(*next), lost += spent;
+      if (first && !runner.Begun(*next)) MOE_TRY(runner.Turn(*next, /*measured=*/false, cache, ctx));
+      placement.Await(ctx.pool, ask);
+      HandoverRange seen;
+      seen.Add(placement.now_s());
+      runner.Watch([&] { seen.Add(placement.See(ctx.pool)); });
+      const double start_of_turn = NowSeconds();
+      MOE_TRY(runner.Turn(*next, /*measured=*/true, cache, ctx));
+      const double spent = NowSeconds() - start_of_turn;
+      runner.Watch({});
+      seen.Add(placement.See(ctx.pool));
+      if (placement.Again(seen, spent)) {
+        runner.ForgetTurn(*next), again_s += spent, ++rounds.turns_again;
         continue;
       }
-      round.SeePlacement(before), round.SeePlacement(placement.now_s());
+      round.handovers.Add(seen.min_s), round.handovers.Add(seen.max_s);
       turns_s += spent, turns += rounds.count() < kMinRounds ? 1 : 0, ++i;
     }
+    if (!report.interrupted) round.Probe(turns_s, probe, ctx.pool, placement, ask);
+    const double lost = again_s + placement.waited_s() - waited_before;  // not of the time for measuring
     measuring += lost;
     if (report.interrupted) break;
-    round.Probe(turns_s, probe, ctx.pool, placement);
     const double took = NowSeconds() - began_round - lost;
     if (rounds.count() >= kMinRounds && rounds.good < kMinRounds) placement.Spend(took);
     rounds.all.push_back(round), rounds.spent_s += took;
-    rounds.good = 0;
-    for (size_t i = 0; i < rounds.all.size(); ++i) {
-      rounds.good += rounds.all[i].In(options.handover_s) && Undisturbed(*next, i, runners) ? 1 : 0;
-    }
+    rounds.good += round.handovers.In(options.handover_s) ? 1 : 0;
   }
   const MachinePhase phase(all, options.handover_s);
   for (size_t i = 0; i < all.size(); ++i) {
     if (all[i].count() > 0) report.rows.push_back(RowOf(options.batches[i], i, all[i], phase, runners));
   }
   if (config.has_experts()) report.chances = runners.front().Chances();
-  report.core_wait = (CoreWaitSeconds() - waited) / (NowSeconds() - began) / report.threads;
+  report.core_wait = (CoreWaitSeconds() - waited) / (NowSeconds() - began - placement.waited_s()) / report.threads;
   report.seconds = NowSeconds() - start;
   return report;
 }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "moe/model/model.h"
+#include "moe/planner/placement.h"
 #include "moe/planner/step_cost.h"
 #include "moe/planner/step_ops.h"
 
@@ -33,7 +34,8 @@ struct SweepOptions {
   double seconds = 20;        // to spend on measuring; a slow cell takes its three rounds even so
   int64_t memory_bytes = -1;  // what the sweep may take; -1: what the machine has left
   double handover_s = 0;      // rounds wait until the cores lie like that, for `seconds` in all at most; 0: however they lie
-  int64_t probe_bytes = -1;   // buffer of the bandwidth probe; -1: far larger than the last-level cache
+  Placement::Source handover = HandoverSeconds;
+  int64_t probe_bytes = -1;  // buffer of the bandwidth probe; -1: far larger than the last-level cache
   uint64_t seed = 1;
 };
 
@@ -77,6 +79,7 @@ struct SweepRow {
   double weights_bytes_per_s = 0;  // of the probe of weights, as that: what predictions are scaled by
   double pace_flop_per_s = 0;      // of float32 multiply-adds beside it: the pace of the cores
   double handover_s = 0;           // of a value between threads: how the cores lay
+  int64_t turns_again = 0;         // taken again, as the cores were moved meanwhile
   int64_t rounds = 0, rounds_used = 0;
 };
 

@@ -147,6 +147,7 @@ nlohmann::json SweepJson(const SweepReport& report, const std::string& name) {
                             {"read_bytes_per_s_min", row.read_min},
                             {"read_bytes_per_s_max", row.read_max},
                             {"handover_s", row.handover_s},
+                            {"turns_again", row.turns_again},
                             {"rounds", row.rounds},
                             {"rounds_used", row.rounds_used}};
     for (size_t i = 0; i < report.subjects.size(); ++i) {

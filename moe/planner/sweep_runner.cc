@@ -17,7 +17,6 @@ constexpr int64_t kMaxTurnSteps = 32;
 // The others and the probe have emptied the caches before every turn. In a loop of steps a model finds there what its last step
 // left, so one step goes untimed first, unless steps are so long that filling a cache is lost in them.
 constexpr double kWarmStepSeconds = 0.05;
-constexpr double kDisturbed = 1.3;
 constexpr double kLr = 1e-9;  // all the work of training, but the weights stay near where they were
 
 }  // namespace
@@ -138,7 +137,7 @@ Status SweepRunner::Step(Tally& tally, KvCache& cache, ExecContext& ctx) {
 // What the last step did, its routers too.
 void SweepRunner::Count(Tally& tally, Timed& turn) {
   for (size_t p = 0; p < turn.part_s.size(); ++p) turn.part_s[p] += clock_.seconds[p];
-  turn.wait_s += tally.last_wait_s, turn.all_s += tally.last_s, ++tally.steps;
+  turn.wait_s += tally.last_wait_s, turn.all_s += tally.last_s, ++turn.steps, ++tally.steps;
   tokens_seen_ += static_cast<double>(tally.step.batch);
   for (size_t l = 0; l < stats_.layers.size(); ++l) {
     const auto& tokens_per_expert = stats_.layers[l].tokens_per_expert;
@@ -169,12 +168,6 @@ Status SweepRunner::Turn(size_t index, bool measured, KvCache& cache, ExecContex
   return {};
 }
 
-bool SweepRunner::Disturbed(size_t index, size_t round) const {
-  const auto& turns = tallies_[index].turns;
-  const double least = std::ranges::min(turns, {}, &Timed::step_s).step_s;
-  return turns[round].step_s >= kTurnSeconds && turns[round].step_s > kDisturbed * least;
-}
-
 SweepCell SweepRunner::Cell(size_t index, const std::vector<size_t>& used) const {
   const Tally& tally = tallies_[index];
   std::vector<double> times, halves[2];
@@ -186,7 +179,8 @@ SweepCell SweepRunner::Cell(size_t index, const std::vector<size_t>& used) const
     for (size_t p = 0; p < all.part_s.size(); ++p) all.part_s[p] += turn.part_s[p];
     all.wait_s += turn.wait_s, all.all_s += turn.all_s;
   }
-  SweepCell cell{.s_per_step = MedianOf(std::move(times)), .steps = tally.steps, .distinct_experts = tally.distinct_sum};
+  SweepCell cell{.s_per_step = MedianOf(std::move(times)), .distinct_experts = tally.distinct_sum};
+  for (const Timed& turn : tally.turns) cell.steps += turn.steps;
   const auto [least, most] = std::ranges::minmax(tally.turns, {}, &Timed::step_s);
   cell.s_min = least.step_s, cell.s_max = most.step_s;
   if (!halves[1].empty()) cell.repeat_error = std::abs(MedianOf(halves[0]) / MedianOf(halves[1]) - 1);

@@ -1,7 +1,9 @@
 #pragma once
 // One of a sweep's models, and the step that it repeats.
 
+#include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "moe/base/rng.h"
@@ -28,9 +30,9 @@ class SweepRunner {
   // Steps of the batch at `index` of the options' for some milliseconds. Not measured: only what warms caches and tells how
   // long a step takes.
   Status Turn(size_t index, bool measured, KvCache& cache, ExecContext& ctx);
-  // Whether a turn of one long step took so much longer than the fastest that the cores must have been elsewhere meanwhile.
-  bool Disturbed(size_t index, size_t round) const;
-  bool LastDisturbed(size_t index) const { return Disturbed(index, tallies_[index].turns.size() - 1); }
+  // Called now and then during long steps; see StepClock.
+  void Watch(std::function<void()> watch) { clock_.watch = std::move(watch); }
+  bool Begun(size_t index) const { return tallies_[index].last_s > 0; }
   void ForgetTurn(size_t index) { tallies_[index].turns.pop_back(); }  // the last measured one
   // What the turns at that batch said, of which only some count.
   SweepCell Cell(size_t index, const std::vector<size_t>& used) const;
@@ -43,6 +45,7 @@ class SweepRunner {
     double step_s = 0;                           // median of the turn's steps
     std::array<double, kNumStepParts> part_s{};  // of all its steps, as the others
     double wait_s = 0, all_s = 0;
+    int64_t steps = 0;
   };
   // One batch size, and what its measured steps did.
   struct Tally {
@@ -50,7 +53,7 @@ class SweepRunner {
     std::vector<RowInfo> rows;
     std::vector<int32_t> logit_rows, targets;
     double last_s = 0, last_wait_s = 0;
-    int64_t steps = 0;
+    int64_t steps = 0;                       // those forgotten, too: what was routed stays
     std::vector<double> distinct_sum;        // [L]
     std::vector<std::vector<uint8_t>> used;  // [L][E] whether a token came in any of them
     std::vector<Timed> turns;                // one a round

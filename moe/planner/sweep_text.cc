@@ -202,6 +202,12 @@ std::string Notes(const SweepReport& report) {
         "guide.\n",
         100 * report.core_wait);
   }
+  int64_t again = 0;
+  for (const SweepRow& row : report.rows) again += row.turns_again;
+  if (again > 0) {
+    text += fmt::format("- {} {} taken again: the hypervisor moved the cores meanwhile.\n", again,
+                        again == 1 ? "turn was" : "turns were");
+  }
   std::vector<std::string> cached;
   for (const SweepSubject& subject : report.subjects) {
     if (subject.weight_bytes < report.cache_bytes) cached.push_back(SweepLabel(subject));

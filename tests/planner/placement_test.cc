@@ -2,18 +2,31 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <thread>
+
 namespace moe {
 namespace {
 
 TEST(HandoverSeconds, IsOfAllThreadsAndNoneOfOne) {
   ThreadPool alone(1);
   EXPECT_EQ(HandoverSeconds(alone), 0);
-  for (const int threads : {2, 3, 16}) {  // more than there are cores, too
+  const int processors = static_cast<int>(std::thread::hardware_concurrency());
+  if (processors < 2) GTEST_SKIP() << "one processor";
+  for (int threads = 2; threads <= std::min(processors, 4); ++threads) {
     ThreadPool pool(threads);
     const double s = HandoverSeconds(pool);
     EXPECT_GT(s, 1e-9) << threads;
     EXPECT_LT(s, 1) << threads;
   }
+  ThreadPool crowd(processors + 1);  // which has no place of its own
+  EXPECT_EQ(HandoverSeconds(crowd), 0);
+}
+
+TEST(TypicalHandover, IsTheOneThatMostOthersAreLike) {
+  EXPECT_EQ(TypicalHandover({}), 0);
+  EXPECT_EQ(TypicalHandover({15e-9, 15e-9, 50e-9, 170e-9, 170e-9, 180e-9}), 170e-9);  // the median is the rarest
+  EXPECT_EQ(TypicalHandover({0, 0}), 0);
 }
 
 TEST(SamePlacement, ToleratesNoiseButNotAnotherCache) {
@@ -26,49 +39,57 @@ TEST(SamePlacement, ToleratesNoiseButNotAnotherCache) {
   EXPECT_FALSE(SamePlacement(0, 50e-9));
 }
 
+// Says one after the other, then the last again and again.
+Placement::Source Script(std::vector<double> script) {
+  return [script, at = size_t{0}](ThreadPool&) mutable { return script[std::min(at++, script.size() - 1)]; };
+}
+
 TEST(Placement, IsFoundAtOnceWhenAnyWillDo) {
-  ThreadPool pool(2);
-  Placement placement(0, 1e9);
-  EXPECT_EQ(placement.typical_s(), 0);
-  EXPECT_TRUE(placement.Await(pool, [] { return true; }));
-  EXPECT_GT(placement.now_s(), 0);
-  EXPECT_EQ(placement.typical_s(), placement.now_s());
+  ThreadPool pool(1);
+  Placement placement(0, 1e9, Script({15e-9, 50e-9, 55e-9}));
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(placement.Await(pool, [] { return true; }));
+  EXPECT_EQ(placement.now_s(), 55e-9);
+  EXPECT_FALSE(placement.patient());
   placement.WantTypical();
-  EXPECT_EQ(placement.wanted_s(), placement.typical_s());
+  EXPECT_EQ(placement.wanted_s(), 50e-9);
+  EXPECT_TRUE(placement.patient());
 }
 
 TEST(Placement, IsAwaitedAsLongAsPatienceLastsAndNobodyStopsIt) {
-  ThreadPool pool(2);
-  constexpr double kNever = 1e6;  // no cores are so far apart
-  Placement stopped(kNever, 1e9);
+  ThreadPool pool(1);
+  Placement comes(50e-9, 1e9, Script({170e-9, 15e-9, 60e-9}));
   int asked = 0;
+  EXPECT_TRUE(comes.Await(pool, [&] { return ++asked < 100; }));
+  EXPECT_EQ(asked, 2);
+  EXPECT_GT(comes.waited_s(), 0);
+  Placement stopped(50e-9, 1e9, Script({170e-9}));
+  asked = 0;
   EXPECT_FALSE(stopped.Await(pool, [&] { return ++asked < 3; }));
   EXPECT_EQ(asked, 3);
-  Placement impatient(kNever, 0);
+  Placement impatient(50e-9, 0, Script({170e-9}));
   asked = 0;
   EXPECT_FALSE(impatient.Await(pool, [&] { return ++asked < 3; }));
   EXPECT_EQ(asked, 0);
-  Placement brief(kNever, 0.02);
-  EXPECT_FALSE(brief.Await(pool, [&] { return ++asked < 1000; }));
+  Placement brief(50e-9, 0.2, Script({170e-9}));
+  EXPECT_FALSE(brief.Await(pool, [&] { return ++asked < 100'000; }));
   EXPECT_GE(asked, 1);
   const int first = asked;
-  EXPECT_FALSE(brief.Await(pool, [&] { return ++asked < 1000; }));  // nothing is left
+  EXPECT_FALSE(brief.Await(pool, [&] { return ++asked < 100'000; }));  // nothing is left
   EXPECT_EQ(asked, first);
 }
 
 TEST(Placement, SaysWhatToDoAgainWhileThereIsPatience) {
-  ThreadPool pool(2);
-  constexpr double kNever = 1e6;
-  Placement any(0, 10);
-  EXPECT_FALSE(any.Again(true, 1, pool));
-  Placement never(kNever, 2.5);
-  EXPECT_TRUE(never.Again(false, 1, pool));
-  EXPECT_TRUE(never.Again(false, 1, pool));
-  EXPECT_TRUE(never.patient());
-  EXPECT_TRUE(never.Again(false, 1, pool));
-  EXPECT_FALSE(never.patient());  // 2.5 s are spent
-  EXPECT_FALSE(never.Again(true, 1, pool));
-  EXPECT_GT(never.now_s(), 0);
+  HandoverRange here, moved;
+  here.Add(50e-9), here.Add(60e-9);
+  moved.Add(50e-9), moved.Add(170e-9), moved.Add(50e-9);
+  Placement any(0, 100);
+  EXPECT_FALSE(any.Again(moved, 1));
+  Placement wanted(50e-9, 20);
+  EXPECT_FALSE(wanted.Again(here, 1));
+  EXPECT_FALSE(wanted.Again(moved, 3));  // longer than the cores would stay
+  for (int i = 0; i < 10; ++i) EXPECT_TRUE(wanted.Again(moved, 2));
+  EXPECT_FALSE(wanted.patient());
+  EXPECT_FALSE(wanted.Again(moved, 1));
 }
 
 TEST(PlacedSamples, AreThoseOfOnePlacementOrAll) {

@@ -148,26 +148,63 @@ TEST(MeasureSweep, MeasuresOnlyTheTwinsThatAreWanted) {
   EXPECT_FALSE(dense->Speedup(dense->rows[0], SweepRole::kDenseTotal).has_value());
 }
 
+// Cores that are moved during every seventh look at them.
+struct MovingCores {
+  int looks = 0;
+  double operator()(ThreadPool&) { return ++looks % 7 == 0 ? 170e-9 : 50e-9; }
+};
+
+TEST(MeasureSweep, TakesTurnsAgainDuringWhichTheCoresWereMoved) {
+  test::TestContext machine(2);
+  SweepOptions options = Quick({1, 4});
+  options.seconds = 30;  // for all that a turn may take and be taken again
+  options.handover = MovingCores();
+  const auto stop = [&, turns = 0](const SweepProgress&) mutable { return ++turns < 400; };
+  options.handover_s = 50e-9;
+  const auto report = MeasureSweep(test::TinyMoe(), nullptr, options, stop, machine.ctx);
+  ASSERT_TRUE(report.has_value());
+  ASSERT_EQ(report->rows.size(), 2);
+  for (const SweepRow& row : report->rows) {
+    EXPECT_GT(row.turns_again, 0);
+    EXPECT_GE(row.rounds_used, 3);
+    EXPECT_EQ(row.handover_s, 50e-9);
+    // Forgotten turns are in no round: a turn has at most 32 steps.
+    for (const SweepCell& cell : row.cells) EXPECT_LE(cell.steps, 32 * (row.rounds + 1));
+  }
+  // Where any placement will do, nothing is done again; those unlike the others are left out.
+  options.handover_s = 0, options.handover = [looks = 0](ThreadPool&) mutable { return ++looks % 90 > 60 ? 170e-9 : 50e-9; };
+  const auto any = MeasureSweep(
+      test::TinyMoe(), nullptr, options, [turns = 0](const SweepProgress&) mutable { return ++turns < 400; }, machine.ctx);
+  ASSERT_TRUE(any.has_value());
+  for (const SweepRow& row : any->rows) {
+    EXPECT_EQ(row.turns_again, 0);
+    EXPECT_LT(row.rounds_used, row.rounds);
+    EXPECT_EQ(row.handover_s, 50e-9);
+  }
+}
+
 // A placement that never comes is waited for no longer than the sweep may take, and then done without.
 TEST(MeasureSweep, MeasuresWhereverTheCoresLieAtLast) {
   test::TestContext machine(2);
   SweepOptions options = Quick({1, 4});
-  options.seconds = 0.02;
+  options.seconds = 0.2;
+  options.handover = [](ThreadPool&) { return 170e-9; };
   int calls = 0;
   const auto count = [&](const SweepProgress&) { return ++calls > 0; };
-  for (const double wanted : {0.0, 1e6}) {
+  for (const double wanted : {0.0, 50e-9}) {
     options.handover_s = wanted;
     calls = 0;
     const auto report = MeasureSweep(test::TinyMoe(), nullptr, options, count, machine.ctx);
     ASSERT_TRUE(report.has_value());
     ASSERT_EQ(report->rows.size(), 2);
+    int64_t turns = 0;
     for (const SweepRow& row : report->rows) {
       EXPECT_GE(row.rounds, 3);
       EXPECT_GE(row.rounds_used, 3);
-      EXPECT_GT(row.handover_s, 0);
+      EXPECT_EQ(row.handover_s, 170e-9);
+      EXPECT_EQ(row.turns_again, 0);
+      turns += 3 * row.rounds;
     }
-    int64_t turns = 0;
-    for (const SweepRow& row : report->rows) turns += 3 * row.rounds;
     if (wanted > 0) {
       EXPECT_GT(calls, turns);  // it was asked while waiting, too
     } else {
