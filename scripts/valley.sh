@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # How well the planner predicts this machine: every shape of benches/valley in decode, prefill and training beside its dense twins,
-# predicted and measured; about 40 minutes. Every run gets a folder of its own:
+# predicted and measured; about half an hour. Every run gets a folder of its own:
 #   scripts/valley.sh [SECONDS [SHAPE...]]      default: 40 seconds of measuring for each shape and phase, all shapes
 # None of these shapes is used to measure the machine: `moe probe` times single ops.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -22,7 +22,7 @@ sweep_all() {
     sweep() { "$moe" sweep --config "$shape" --dtype "$dtype" --routing uniform --verify --seconds "$budget" "$@"; }
     sweep --batches 1,2,4,8,16,32,64,128,256,512,1024 --json "$folder/$name.decode.json" >"$folder/$name.decode.txt"
     sweep --phase prefill --batches 1,2,4,8,16,32,64,128,256,512,1024 --json "$folder/$name.prefill.json" >"$folder/$name.prefill.txt"
-    sweep --phase train --batches 1,4,16,32,64,256,1024,4096 --json "$folder/$name.train.json" >"$folder/$name.train.txt"
+    sweep --phase train --batches 1,4,16,32,64,256,1024 --json "$folder/$name.train.json" >"$folder/$name.train.txt"
     scripts/valley_report.py "$folder" | tail -1
   done
 }

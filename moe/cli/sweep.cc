@@ -15,6 +15,7 @@
 #include "moe/cli/step_flags.h"
 #include "moe/files/atomic_file.h"
 #include "moe/model/load.h"
+#include "moe/planner/machine_cache.h"
 #include "moe/planner/report_html.h"
 #include "moe/planner/sweep_report.h"
 #include "moe/planner/verify.h"
@@ -119,6 +120,10 @@ Result<int> Sweep(const SweepFlags& flags) {
       return UsageErr("--machine", "got {}, expected the profile of this machine, on which steps are measured", flags.machine);
     }
     MOE_TRY(machine, LoadMachine(flags.machine, run->exec));
+    if (machine.revision != 0) {  // else somebody wrote it
+      const std::string other = Staleness(machine, run->exec);
+      if (!other.empty()) return UsageErr("--machine", "got a profile {}, expected one of this machine as it is", other);
+    }
     options.handover_s = machine.handover_s;
   }
   std::unique_ptr<Model> model;

@@ -153,7 +153,7 @@ Calibration Calibrate(const CalibrateOptions& options, const std::function<void(
     round();
     if (out.interrupted) return out;
     longest = std::max(longest, NowSeconds() - start);
-    if (++out.rounds == 1) placement.WantTypical();
+    ++out.rounds, placement.Want(BestPlacement(paces));
   } while (FitsAnotherRound(out.rounds, options.seconds - (NowSeconds() - began), longest));
 
   m.handover_s = placement.wanted_s();

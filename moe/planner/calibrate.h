@@ -18,7 +18,7 @@ struct CalibrateOptions {
 // Whether another round may begin, as long as the longest so far, after so many of them.
 bool FitsAnotherRound(int rounds, double left_s, double round_s);
 
-// All threads of ctx at work; cores that a hypervisor moves, in the placement that was met most in the first round. `progress`
+// All threads of ctx at work; cores that a hypervisor moves, in the best placement that was met (BestPlacement). `progress`
 // (may be empty) gets the share done. Interrupted (Ctrl-C): an incomplete profile, which is not to be used. Resets ctx.arena.
 struct Calibration {
   MachineProfile machine;

@@ -7,6 +7,7 @@
 
 #include "moe/base/clock.h"
 #include "moe/base/cpu_relax.h"
+#include "moe/planner/probe.h"
 
 namespace moe {
 namespace {
@@ -63,6 +64,27 @@ double TypicalHandover(const std::vector<double>& handovers_s) {
     if (alike > most) most = alike, best = s;
   }
   return best;
+}
+
+double BestPlacement(const PlacedSamples& paces) {
+  constexpr double kMet = 0.1, kWhole = 0.8;  // of the samples, of the fastest pace
+  double fastest = 0;
+  std::vector<std::pair<double, double>> met;  // handover, pace
+  for (const double s : paces.handovers_s) {
+    const std::vector<double> alike = paces.Of(s);
+    if (static_cast<double>(alike.size()) < kMet * static_cast<double>(paces.values.size())) continue;
+    met.emplace_back(s, Summarize(alike).median);
+    fastest = std::max(fastest, met.back().second);
+  }
+  double best = 0;
+  for (const auto& [handover_s, pace] : met) {
+    if (pace >= kWhole * fastest && (best == 0 || handover_s < best)) best = handover_s;
+  }
+  std::vector<double> alike;  // the middle one of those like it
+  for (const double s : paces.handovers_s) {
+    if (SamePlacement(s, best)) alike.push_back(s);
+  }
+  return alike.empty() ? 0 : Summarize(std::move(alike)).median;
 }
 
 double Placement::See(ThreadPool& pool) {

@@ -13,6 +13,8 @@
 
 namespace moe {
 
+struct PlacedSamples;
+
 // Seconds that a value takes round all threads of the pool, by the number of threads; 0 of one thread, and of more threads than
 // the process has processors, which have no place of their own. Some 20 microseconds.
 double HandoverSeconds(ThreadPool& pool);
@@ -22,6 +24,10 @@ bool SamePlacement(double handover_s, double other_s);
 
 // The one that most others are like; 0 of none.
 double TypicalHandover(const std::vector<double>& handovers_s);
+
+// Of placements that the samples of the cores' pace were taken in the one where a value is handed over fastest, but not by
+// hardware threads of one core, which halve the pace; and not one that was hardly met. 0 of none.
+double BestPlacement(const PlacedSamples& paces);
 
 // All that were seen during something.
 struct HandoverRange {
@@ -39,8 +45,7 @@ class Placement {
   Placement(double wanted_s, double patience_s, Source source = HandoverSeconds)
       : wanted_s_(wanted_s), patience_s_(patience_s), at_once_s_(kAtOnce * patience_s), source_(std::move(source)) {}
 
-  // From now on the one that was seen most.
-  void WantTypical() { wanted_s_ = TypicalHandover(seen_); }
+  void Want(double handover_s) { wanted_s_ = handover_s; }
   // Waits for the wanted placement while there is patience left and `go_on` agrees; whether this is it.
   bool Await(ThreadPool& pool, const std::function<bool()>& go_on);
   // How the cores lie.

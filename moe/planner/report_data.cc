@@ -364,6 +364,7 @@ EconomicsReport ReportOf(const SweepReport& sweep, const std::string& name, cons
       BoundariesOf(model.config, *machine, sweep.format, sweep.format == DType::kF32 ? 4 : 2, sweep.phase);
   AddBoundaries(boundaries, sweep.phase, report), AddRoofs(*machine, boundaries.gamma, report);
   report.advice.push_back(fmt::format("The prediction of a step is off by {} on average.", Percent(v->adjacent.all)));
+  for (std::string& finding : Findings(sweep, *v)) report.advice.push_back(std::move(finding));
   report.tables = {ErrorTable(*v)};
   if (!v->boundaries.empty()) report.tables.push_back(CheckTable(*v));
   return report;

@@ -45,8 +45,13 @@ double RoughBytes(const ModelConfig& c, const SweepOptions& options) {
   return (options.phase == Phase::kTrain ? 24 : 4) * values;
 }
 
-// What to do about a sweep that does not fit: the longest --layers, or the largest batch, that does.
+// What to do about a sweep that does not fit: weights of half the size, the longest --layers, or the largest batch, that does.
 std::string WhatFits(const ModelConfig& config, SweepWeights weights, SweepOptions options, int64_t limit) {
+  if (options.format == DType::kF32 && weights != SweepWeights::kLoaded) {
+    SweepOptions half = options;
+    half.format = DType::kBf16;
+    if (CountSweepMemory(config, weights, half).total() <= limit) return "; --dtype bf16 would fit";
+  }
   const int64_t largest = options.batches.back();
   while (options.batches.back() > 1) {
     options.batches = {options.batches.back() / 2};

@@ -148,6 +148,7 @@ Verification Verify(const SweepReport& report, const MachineProfile& machine) {
   v.adjacent = Summarise(report, v, &CellPrediction::adjacent);
   v.cached = Summarise(report, v, &CellPrediction::cached);
 
+  v.profile_handover_s = machine.handover_s;
   v.boundaries = BoundaryChecks(batches, total, active);
   v.closed_forms =
       BoundariesOf(report.subjects[0].config, machine, report.format, static_cast<double>(SizeOf(report.format)), report.phase);

@@ -52,6 +52,7 @@ struct Verification {
   double stated_error = 0;                // max(10 %, twice repeat_error)
   std::vector<BoundaryCheck> boundaries;  // those that one of the curves has
   Boundaries closed_forms;
+  double profile_handover_s = 0;  // how the cores lay for it; 0: unknown
   Plateau predicted_plateau, measured_plateau;
   // Measured, of the whole step, and of its expert layers alone (with routers; of the twin its FFN). Empty without the twin.
   std::optional<FlopGain> whole, experts;
@@ -66,6 +67,10 @@ void AddVerification(const SweepReport& report, const Verification& verification
 // Measured speed-ups over both twins, and the predicted one over the equal-total twin where `verification` is not null, over
 // the batches; nothing without twins.
 TerminalPlot ValleyOf(const SweepReport& report, const Verification* verification);
+
+// Sentences: whether cores lay elsewhere than for the profile; with the equal-total twin what theory and both curves say of a
+// plateau, and how much of the FLOP ratio is reached.
+std::vector<std::string> Findings(const SweepReport& report, const Verification& verification);
 
 // A table of all cells and what it comes to.
 std::string VerifyText(const SweepReport& report, const Verification& verification);

@@ -65,6 +65,7 @@ void AddVerification(const SweepReport& report, const Verification& v, nlohmann:
         {{"name", b.name}, {"predicted", BatchJson(b.predicted)}, {"measured", BatchJson(b.measured)}, {"factor", b.factor()}});
   }
   if (!v.whole) return;
+  sweep["plateau_in_theory"] = v.closed_forms.plateau();
   AddPlateau(v.predicted_plateau, "plateau_predicted", sweep);
   sweep["gain_at_largest_batch"] = {{"whole", GainJson(*v.whole)}, {"expert_layers", GainJson(*v.experts)}};
 }

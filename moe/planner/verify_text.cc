@@ -18,9 +18,8 @@ std::string Signed(double predicted, double measured) {
   return fmt::format("{:+.1f} %", 100 * (predicted / measured - 1));
 }
 
-std::string PlateauLine(const char* verb, const Plateau& plateau) {
-  if (!plateau.deviation) return "";
-  return fmt::format("- plateau {}: {}, within {:.0f} % of 1 over batches {:.3g} to {:.3g} at best\n", verb,
+std::string PlateauText(std::string_view verb, const Plateau& plateau) {
+  return fmt::format("Plateau {}: {}, within {:.0f} % of 1 over batches {:.3g} to {:.3g} at best.", verb,
                      plateau.exists() ? "yes" : "no", 100 * *plateau.deviation, plateau.from, 2 * plateau.from);
 }
 
@@ -55,6 +54,34 @@ TerminalPlot ValleyOf(const SweepReport& report, const Verification* v) {
   return plot;
 }
 
+std::vector<std::string> Findings(const SweepReport& report, const Verification& v) {
+  std::vector<std::string> out;
+  if (v.whole) {
+    const Boundaries& b = v.closed_forms;
+    if (b.b_sat > 0 && b.b_d > 0) {
+      out.push_back(
+          fmt::format("Plateau in theory: {}, all experts are read from batch {:.1f} on, arithmetic binds from {:.1f} on.",
+                      b.plateau() ? "yes" : "no", b.b_sat, b.b_d));
+    }
+    if (v.predicted_plateau.deviation) out.push_back(PlateauText("predicted", v.predicted_plateau));
+    if (v.measured_plateau.deviation) out.push_back(PlateauText("measured", v.measured_plateau));
+    out.push_back(
+        fmt::format("At batch {} the MoE is {:.2f} times as fast as the dense model of its size, {:.2f} of the FLOP ratio; its "
+                    "expert layers alone {:.2f} times, {:.2f} of theirs.",
+                    report.rows.back().batch, v.whole->speedup, v.whole->share(), v.experts->speedup, v.experts->share()));
+  }
+  const auto elsewhere = std::ranges::count_if(report.rows, [&](const SweepRow& row) {
+    return v.profile_handover_s > 0 && !SamePlacement(row.handover_s, v.profile_handover_s);
+  });
+  if (elsewhere > 0) {
+    out.push_back(
+        fmt::format("At {} of {} batches the cores lay elsewhere than when the profile was measured (a value takes {} "
+                    "from one to the next there): predictions are of the profile's placement.",
+                    elsewhere, report.rows.size(), FormatSeconds(v.profile_handover_s)));
+  }
+  return out;
+}
+
 std::string VerifyText(const SweepReport& report, const Verification& v) {
   if (report.rows.empty()) return "";
   std::string text = fmt::format("\nPredicted beside measured\n\n{:>5}  {:<12}  {:>9}  {:>9}  {:>9}  {:>12}  {:>9}  {}\n",
@@ -85,14 +112,7 @@ std::string VerifyText(const SweepReport& report, const Verification& v) {
     text += fmt::format("- {}: {}, {}, a factor of {}{:.2f}\n", b.name, side("predicted", b.predicted),
                         side("measured", b.measured), b.exact() ? "" : "at least ", b.factor());
   }
-  if (v.whole) {
-    text += PlateauLine("predicted", v.predicted_plateau) + PlateauLine("measured", v.measured_plateau);
-    text += fmt::format(
-        "- At batch {} the MoE is {:.2f} times as fast as the dense model of its size, {:.2f} of the FLOP ratio; its expert "
-        "layers "
-        "alone {:.2f} times, {:.2f} of theirs.\n",
-        report.rows.back().batch, v.whole->speedup, v.whole->share(), v.experts->speedup, v.experts->share());
-  }
+  for (const std::string& finding : Findings(report, v)) text += "- " + finding + "\n";
   const auto unnamed = std::count(v.named.begin(), v.named.end(), uint8_t{0});
   if (unnamed > 0) {
     text += fmt::format("- At {} {} the prediction misses by more than {}: no regime is named there.\n", unnamed,

@@ -279,6 +279,9 @@ TEST(CheckSweep, RefusesWhatDoesNotFitWithTheFigures) {
   for (const char* part : {"weights", "KV cache", "activations", "bandwidth probe", "--batches up to 32 would fit"}) {
     EXPECT_NE(status.error().what.find(part), std::string::npos) << status.error().what;
   }
+  SweepOptions wide = options;
+  wide.format = DType::kF32, wide.memory_bytes = need;
+  EXPECT_NE(CheckSweep(config, SweepWeights::kRandom, wide).error().what.find("--dtype bf16 would fit"), std::string::npos);
   // Too little for one sequence, but enough for half of the layers.
   SweepOptions one = options;
   one.batches = {1};
