@@ -2,7 +2,8 @@
 # How well the planner predicts this machine: every shape of benches/valley in decode, prefill and training beside its dense twins,
 # predicted and measured; about half an hour. Every run gets a folder of its own:
 #   scripts/valley.sh [SECONDS [SHAPE...]]      default: 40 seconds of measuring for each shape and phase, all shapes
-# None of these shapes is used to measure the machine: `moe probe` times single ops.
+# The machine's profile is the one that is kept (`moe probe` measures it anew); a copy stands in the folder. None of these shapes is
+# used to measure the machine: `moe probe` times single ops.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 budget=${1:-40}
@@ -15,7 +16,7 @@ folder=valley/$run
 
 sweep_all() {
   local shape name dtype
-  "$moe" probe >"$folder/probe.txt"
+  cp "${XDG_CACHE_HOME:-$HOME/.cache}/moe/machine.json" "$folder/" 2>/dev/null || "$moe" probe --json "$folder/machine.json" >/dev/null
   for shape in "${shapes[@]}"; do
     name=$(basename "$shape" .json)
     [[ $(<"$shape") == *float32* ]] && dtype=f32 || dtype=bf16

@@ -32,7 +32,7 @@ def plateau(sweep, key):
 
 def main(folder):
     sweeps = []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("*.*.json")):
         shape, phase, _ = path.name.rsplit(".", 2)
         sweeps.append((PHASES.index(phase), shape, json.loads(path.read_text())))
     if not sweeps:

@@ -21,6 +21,8 @@ constexpr int64_t kMinRounds = 3, kMaxRounds = 200;
 // Rounds whose probe of weights differs more than this from the median were taken in another phase of the machine's memory.
 constexpr double kSamePhase = 0.15;
 constexpr double kPaceSeconds = 10e-3;
+constexpr int64_t kMostAgain =
+    3;  // turns of a round: where cores are moved all the time, every batch has its share of the patience
 constexpr double kTurnsPerProbe = 0.1;  // seconds
 constexpr int64_t kMostProbes = 7;
 constexpr int64_t kPrefilled = 8;  // sequences whose past a loaded model computes; the others' is a copy
@@ -236,6 +238,7 @@ Result<SweepReport> MeasureSweep(const ModelConfig& config, const Model* loaded,
     const bool first = rounds.count() == 0;
     const double began_round = NowSeconds(), waited_before = placement.waited_s();
     double again_s = 0, turns_s = 0;
+    int64_t again = 0;  // of this round
     Round round;
     for (size_t i = 0; i < runners.size() && !report.interrupted;) {
       SweepRunner& runner = runners[i];
@@ -251,8 +254,8 @@ Result<SweepReport> MeasureSweep(const ModelConfig& config, const Model* loaded,
       const double spent = NowSeconds() - start_of_turn;
       runner.Watch({});
       seen.Add(placement.See(ctx.pool));
-      if (placement.Again(seen, spent)) {
-        runner.ForgetTurn(*next), again_s += spent, ++rounds.turns_again;
+      if (again < kMostAgain && placement.Again(seen, spent)) {
+        runner.ForgetTurn(*next), again_s += spent, ++rounds.turns_again, ++again;
         continue;
       }
       round.handovers.Add(seen.min_s), round.handovers.Add(seen.max_s);
