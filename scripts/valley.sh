@@ -23,7 +23,7 @@ sweep_all() {
     sweep() { "$moe" sweep --config "$shape" --dtype "$dtype" --routing uniform --verify --seconds "$budget" "$@"; }
     sweep --batches 1,2,4,8,16,32,64,128,256,512,1024 --json "$folder/$name.decode.json" >"$folder/$name.decode.txt"
     sweep --phase prefill --batches 1,2,4,8,16,32,64,128,256,512,1024 --json "$folder/$name.prefill.json" >"$folder/$name.prefill.txt"
-    sweep --phase train --batches 1,4,16,32,64,256,1024 --json "$folder/$name.train.json" >"$folder/$name.train.txt"
+    sweep --phase train --batches 1,2,4,8,16,32,64,128,256,1024 --json "$folder/$name.train.json" >"$folder/$name.train.txt"
     scripts/valley_report.py "$folder" | tail -1
   done
 }

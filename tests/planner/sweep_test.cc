@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "moe/base/cpu_info.h"
+#include "moe/base/rng.h"
 #include "testing/test_context.h"
 #include "testing/tiny_model.h"
 
@@ -148,17 +149,22 @@ TEST(MeasureSweep, MeasuresOnlyTheTwinsThatAreWanted) {
   EXPECT_FALSE(dense->Speedup(dense->rows[0], SweepRole::kDenseTotal).has_value());
 }
 
-// Cores that are moved during every seventh look at them.
+// Cores that are moved away and back by chance: looks at regular intervals could fall on the same moments of every round.
 struct MovingCores {
-  int looks = 0;
-  double operator()(ThreadPool&) { return ++looks % 7 == 0 ? 170e-9 : 50e-9; }
+  double leave = 0, come = 0;  // chances between two looks
+  Rng rng{1};
+  bool away = false;
+  double operator()(ThreadPool&) {
+    if (rng.Uniform() < (away ? come : leave)) away = !away;
+    return away ? 170e-9 : 50e-9;
+  }
 };
 
 TEST(MeasureSweep, TakesTurnsAgainDuringWhichTheCoresWereMoved) {
   test::TestContext machine(2);
   SweepOptions options = Quick({1, 4});
   options.seconds = 30;  // for all that a turn may take and be taken again
-  options.handover = MovingCores();
+  options.handover = MovingCores{.leave = 0.15, .come = 0.9};
   const auto stop = [&, turns = 0](const SweepProgress&) mutable { return ++turns < 400; };
   options.handover_s = 50e-9;
   const auto report = MeasureSweep(test::TinyMoe(), nullptr, options, stop, machine.ctx);
@@ -172,7 +178,7 @@ TEST(MeasureSweep, TakesTurnsAgainDuringWhichTheCoresWereMoved) {
     for (const SweepCell& cell : row.cells) EXPECT_LE(cell.steps, 32 * (row.rounds + 1));
   }
   // Where any placement will do, nothing is done again; those unlike the others are left out.
-  options.handover_s = 0, options.handover = [looks = 0](ThreadPool&) mutable { return ++looks % 90 > 60 ? 170e-9 : 50e-9; };
+  options.handover_s = 0, options.handover = MovingCores{.leave = 0.01, .come = 0.03};
   const auto any = MeasureSweep(
       test::TinyMoe(), nullptr, options, [turns = 0](const SweepProgress&) mutable { return ++turns < 400; }, machine.ctx);
   ASSERT_TRUE(any.has_value());
