@@ -8,6 +8,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "moe/base/clock.h"
 #include "moe/base/progress.h"
 #include "moe/cli/commands.h"
 #include "moe/cli/common.h"
@@ -156,6 +157,7 @@ TextStyle Style() {
 
 // The exit code.
 Result<int> PlanModel(const PlanFlags& flags) {
+  const double start = NowSeconds();
   MOE_TRY(PlanOptions options, ParseOptions(flags));
   MOE_TRY(const PlanRoutingFlags text, ParseData(flags));
   MOE_TRY(CheckJsonTarget(flags.common));
@@ -174,7 +176,9 @@ Result<int> PlanModel(const PlanFlags& flags) {
   MOE_TRY(const Plan plan, MakePlan(name, config, machine, options));
   if (!flags.common.json_on_stdout()) MOE_TRY(WriteStdout(PlanText(plan, Style())));
   if (!flags.out.empty()) MOE_TRY(WriteFileAtomically(flags.out, ReportHtml(ReportOf(plan))));
-  MOE_TRY(WriteJsonResult(flags.common, PlanJson(plan)));
+  nlohmann::json json = PlanJson(plan);
+  json["seconds"] = NowSeconds() - start;
+  MOE_TRY(WriteJsonResult(flags.common, std::move(json)));
   return 0;
 }
 

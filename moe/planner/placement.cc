@@ -1,6 +1,7 @@
 #include "moe/planner/placement.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -12,9 +13,9 @@
 namespace moe {
 namespace {
 
-constexpr int kLaps = 64, kLapsPerSample = 8;  // the median sample counts: a thread may lose its core for a while
-constexpr int kSpins = 256;                    // then the core is offered to others: the thread waited for may have none
-constexpr double kSame = 1.7;
+constexpr int kLapsPerSample = 8, kSamples = 15;  // the median counts: a thread may lose its core for a while
+constexpr int kSpins = 256;                       // then the core is offered to others: the thread waited for may have none
+constexpr double kSame = 1.5;
 constexpr std::chrono::milliseconds kPoll{2};
 
 void WaitFor(const std::atomic<int>& turn, int value) {
@@ -34,22 +35,22 @@ double HandoverSeconds(ThreadPool& pool) {
   if (n < 2 || n > static_cast<int>(std::thread::hardware_concurrency())) return 0;
   // Whose turn it is, counted on. Every thread has one index, as none leaves its own before the end.
   alignas(64) std::atomic<int> turn{0};
-  std::vector<double> samples;
+  std::array<double, kSamples + 1> samples{};  // but for the first: code and lines are cold then
   pool.ParallelFor(n, [&](int64_t index, int) {
-    double start = NowSeconds();
-    for (int lap = 0; lap < kLaps; ++lap) {
+    double start = 0;
+    for (int lap = 0; lap <= kLapsPerSample * (kSamples + 1); ++lap) {
       const int mine = lap * n + static_cast<int>(index);
       WaitFor(turn, mine);
       if (index == 0 && lap % kLapsPerSample == 0) {
         const double now = NowSeconds();
-        if (lap > 0) samples.push_back((now - start) / (kLapsPerSample * n));
+        if (lap > 0) samples[static_cast<size_t>(lap / kLapsPerSample - 1)] = (now - start) / (kLapsPerSample * n);
         start = now;
       }
       turn.store(mine + 1, std::memory_order_release);
     }
   });
-  std::ranges::sort(samples);
-  return samples[samples.size() / 2];
+  std::ranges::sort(samples.begin() + 1, samples.end());
+  return samples[1 + kSamples / 2];
 }
 
 bool SamePlacement(double handover_s, double other_s) {

@@ -16,7 +16,7 @@ namespace moe {
 struct PlacedSamples;
 
 // Seconds that a value takes round all threads of the pool, by the number of threads; 0 of one thread, and of more threads than
-// the process has processors, which have no place of their own. Some 20 microseconds.
+// the process has processors, which have no place of their own. Some 50 microseconds.
 double HandoverSeconds(ThreadPool& pool);
 
 // Whether two of these are of cores that lie alike.

@@ -199,8 +199,14 @@ Status CheckMemory(const Planner& planner, const PlanMemory& memory) {
   const double limit = *options.memory_bytes, need = planner.MemoryAt(memory, memory.weights, 1);
   if (need <= limit) return {};
   if (options.phase == Phase::kTrain) {
-    return Err("--memory", "got {}, expected at least {} to train with {} weights at batch 1", FormatBytes(limit),
-               FormatBytes(need), options.dtype.name);
+    const std::string text = fmt::format("{} to train with {} weights at batch 1", FormatBytes(need), options.dtype.name);
+    if (options.dtype.format == DType::kBf16) return Err("--memory", "got {}, expected at least {}", FormatBytes(limit), text);
+    PlanOptions narrow = options;
+    narrow.dtype = *std::ranges::find(kTypes, DType::kBf16, &WeightType::format);
+    const Planner other{planner.config, narrow, planner.now};
+    const double bytes = other.MemoryAt(other.Memory(), 0, 1);
+    return Err("--memory", "got {}, expected at least {}; --dtype {} takes {}, {}", FormatBytes(limit), text, narrow.dtype.name,
+               FormatBytes(bytes), bytes <= limit ? "which fits" : "the least of all, which does not fit either");
   }
   const Plan::OtherType other = OtherTypeFor(planner, memory, limit, 1);
   const std::string size = FormatBytes(other.memory_bytes);

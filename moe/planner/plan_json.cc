@@ -114,7 +114,7 @@ json PlanJson(const Plan& plan) {
   out["b_sat"] = plan.boundaries.b_sat, out["b_m"] = plan.boundaries.b_m;
   out["plateau"] = plan.plateau.exists(), out["plateau_in_theory"] = plan.boundaries.plateau();
   out["plateau_deviation"] = OrNull(plan.plateau.deviation);
-  out["plateau_from"] = plan.plateau.exists() ? json(plan.plateau.from) : json(nullptr);
+  out["plateau_from"] = plan.plateau.deviation ? json(plan.plateau.from) : json(nullptr);
   out["crossover_total"] = plan.crossover_total, out["crossover_active"] = plan.crossover_active;
   return out;
 }

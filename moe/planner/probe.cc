@@ -102,6 +102,7 @@ MachineProbe ProbeWhole(const ProbeOptions& options, const std::function<void(do
   if (measured.interrupted) return probe;
   TakeMedians(measured.machine, probe.by_threads.back());
   probe.profile = std::move(measured.machine);
+  probe.seconds = NowSeconds() - start;
   return probe;
 }
 

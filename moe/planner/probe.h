@@ -38,6 +38,7 @@ struct MachineProbe {
   bool interrupted = false;
   std::optional<MachineProfile> profile = {};  // of all threads; only of ProbeWhole, unless interrupted
   int profile_rounds = 0;
+  double seconds = 0;  // that ProbeWhole took
 
   const CeilingsOf& all() const { return by_threads.back(); }
 };

@@ -41,7 +41,10 @@ std::span<const CeilingName> CeilingNames() {
 nlohmann::json JsonOf(const MachineProbe& probe) {
   nlohmann::json j = JsonOf(probe.all());
   j["cpu"] = probe.cpu, j["isa"] = probe.isa, j["rounds"] = probe.rounds, j["interrupted"] = probe.interrupted;
-  if (probe.profile) j.update(JsonOf(*probe.profile)), j["profile_rounds"] = probe.profile_rounds;
+  if (probe.profile) {
+    j.update(JsonOf(*probe.profile));
+    j["profile_rounds"] = probe.profile_rounds, j["seconds"] = probe.seconds;
+  }
   j["by_threads"] = nlohmann::json::array();
   for (const CeilingsOf& c : probe.by_threads) j["by_threads"].push_back(JsonOf(c));
   return j;

@@ -144,8 +144,8 @@ std::string TextOf(const MachineProfile& machine) {
 
 std::string TextOf(const MachineProbe& probe) {
   if (!probe.profile) return CeilingsText(probe);
-  return fmt::format("{}\nThe profile, of {} threads. Medians of {} round{}.\n\n{}", CeilingsText(probe),
-                     probe.profile->threads, probe.profile_rounds, probe.profile_rounds == 1 ? "" : "s",
+  return fmt::format("{}\nThe profile, of {} threads. Medians of {} round{}, {:.1f} s in all.\n\n{}", CeilingsText(probe),
+                     probe.profile->threads, probe.profile_rounds, probe.profile_rounds == 1 ? "" : "s", probe.seconds,
                      TextOf(*probe.profile));
 }
 

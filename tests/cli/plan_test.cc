@@ -47,6 +47,9 @@ TEST(PlanCommand, WritesTheStableJson) {
   ASSERT_EQ(plan["rows"].size(), 2);  // sorted, each once
   EXPECT_EQ(plan["rows"][0]["batch"], 1);
   EXPECT_GT(plan["rows"][1]["moe"]["s_per_step"].get<double>(), 0);
+  EXPECT_FALSE(plan["plateau"].get<bool>());
+  EXPECT_TRUE(plan["plateau_from"].is_number()) << plan["plateau_from"];  // of the flattest octave, a plateau or not
+  EXPECT_GT(plan["seconds"].get<double>(), 0);
 }
 
 TEST(PlanCommand, ExpertParallelism) {
@@ -133,6 +136,10 @@ TEST(PlanCommand, BadInputIsOneLine) {
   fails({"--memory", "lots"}, 2, "--memory", "got 'lots'");
   fails({"--memory", "-3GB"}, 2, "--memory", "got '-3GB'");
   fails({"--memory", "1GB"}, 1, "--memory", "mxfp4 takes");
+  fails({"--memory", "140GB", "--phase", "train", "--dtype", "f32"}, 1, "--memory", "--dtype bf16 takes");
+  fails({"--memory", "1GB", "--phase", "train", "--dtype", "f32"}, 1, "--memory",
+        "the least of all, which does not fit either");
+  fails({"--memory", "1GB", "--phase", "train"}, 1, "--memory", "to train with bf16 weights at batch 1");
   fails({"--ranks", "0"}, 2, "--ranks", "got 0");
   fails({"--ranks", "4"}, 2, "--link-bandwidth", "got none");
   fails({"--ranks", "65", "--link-bandwidth", "1e9"}, 2, "--ranks", "got 65, expected 1 to 64");

@@ -31,8 +31,10 @@ TEST(TypicalHandover, IsTheOneThatMostOthersAreLike) {
 
 TEST(SamePlacement, ToleratesNoiseButNotAnotherCache) {
   EXPECT_TRUE(SamePlacement(50e-9, 50e-9));
-  EXPECT_TRUE(SamePlacement(48e-9, 80e-9));
-  EXPECT_TRUE(SamePlacement(80e-9, 48e-9));
+  EXPECT_TRUE(SamePlacement(31e-9, 45e-9));
+  EXPECT_TRUE(SamePlacement(45e-9, 31e-9));
+  EXPECT_FALSE(SamePlacement(45e-9, 90e-9));
+  EXPECT_FALSE(SamePlacement(31e-9, 18e-9));
   EXPECT_FALSE(SamePlacement(50e-9, 190e-9));
   EXPECT_FALSE(SamePlacement(50e-9, 15e-9));
   EXPECT_TRUE(SamePlacement(0, 0));  // one thread

@@ -60,6 +60,7 @@ TEST(ProbeWhole, MeasuresAProfileThatCanBeReadAgain) {
   EXPECT_EQ(json["by_threads"][1]["read_bytes_per_s"], probe.profile->read_bytes_per_s);
   EXPECT_GT(probe.profile->handover_s, 0);
   EXPECT_EQ(json["handover_s"], probe.profile->handover_s);
+  EXPECT_GT(json["seconds"], 0);
   EXPECT_LE(json["by_threads"][1]["read_bytes_per_s_min"], probe.profile->read_bytes_per_s);
   const auto again = MachineFromJson(nlohmann::json::parse(json.dump()), "probe");
   ASSERT_TRUE(again) << again.error().Message();
@@ -68,7 +69,7 @@ TEST(ProbeWhole, MeasuresAProfileThatCanBeReadAgain) {
   EXPECT_EQ(again->products.size(), 2u * kNumProductKinds);
   for (const ProductCost& cost : again->products) EXPECT_GT(cost.step_s.points.size(), 4u);
   const std::string text = TextOf(probe);
-  for (const char* part : {"read-modify-write", "16 MiB", "weight_grad", "bf16 backward", "AdamW", "Medians of 1 round."}) {
+  for (const char* part : {"read-modify-write", "16 MiB", "weight_grad", "bf16 backward", "AdamW", "Medians of 1 round, "}) {
     EXPECT_NE(text.find(part), std::string::npos) << part << " in\n" << text;
   }
 }
