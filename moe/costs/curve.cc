@@ -1,6 +1,7 @@
 #include "moe/costs/curve.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "moe/base/check.h"
@@ -31,6 +32,18 @@ double Curve::TimeAt(double rows) const {
   if (after == points.end()) return points.back().y * rows / points.back().x;
   const CurvePoint &a = *(after - 1), &b = *after;
   return a.y + (b.y - a.y) * (rows - a.x) / (b.x - a.x);
+}
+
+Curve MiddleRates(Curve times, double many) {
+  const std::vector<CurvePoint> was = times.points;
+  const auto per_row = [&](size_t i) { return was[i].y / was[i].x; };
+  for (size_t i = 1; i + 1 < was.size(); ++i) {
+    if (was[i].x < many) continue;
+    std::array<double, 3> near{per_row(i - 1), per_row(i), per_row(i + 1)};
+    std::ranges::sort(near);
+    times.points[i].y = near[1] * was[i].x;
+  }
+  return times;
 }
 
 Curve NeverFalling(Curve curve) {

@@ -25,5 +25,8 @@ struct Curve {
 // violators). What theory says of a curve, noise does not change.
 Curve NeverFalling(Curve curve);
 Curve NeverRising(Curve curve);
+// Times by rows: from `many` rows on, where rates hardly differ from one point to the next, the middle one of three neighbours'
+// times per row stands for each, so that one that was disturbed does not. The first and the last point stay.
+Curve MiddleRates(Curve times, double many);
 
 }  // namespace moe

@@ -18,7 +18,7 @@
 namespace moe {
 namespace {
 
-constexpr size_t kPointsPerPace = 16;
+constexpr double kPaceShare = 0.25;  // of a sample, before and after it
 // Sets of weights from here on are read as products of one row read them; smaller ones, where those compute, as they are.
 constexpr int64_t kStreamedSet = int64_t{8} << 20;
 
@@ -113,7 +113,11 @@ Calibration Calibrate(const CalibrateOptions& options, const std::function<void(
   const auto may_wait = [&] { return !InterruptRequested() && NowSeconds() - began < options.seconds - longest; };
   const auto here = [&] { return placement.Await(ctx.pool, may_wait) || out.rounds == 0; };
   PlacedSamples paces;
-  size_t points_since_pace = 0;
+  // Shared machines: how fast the cores are just now.
+  const auto pace = [&] {
+    paces.Add(ceilings.Pace(ctx.pool, kPaceShare * options.sample_s), placement);
+    return paces.values.back();
+  };
   const auto round = [&] {
     for (size_t c = 0; c < kNumCeilings; ++c) {
       if (!go_on(0.2 * static_cast<double>(c) / kNumCeilings)) return;
@@ -137,14 +141,14 @@ Calibration Calibrate(const CalibrateOptions& options, const std::function<void(
       if (!go_on(0.5 + 0.5 * static_cast<double>(i) / static_cast<double>(points.size()))) return;
       CalibrationPoint& p = points[i];
       if (!here()) continue;
-      // Shared machines: how fast the cores are just now.
-      if (points_since_pace++ % kPointsPerPace == 0) paces.Add(ceilings.Pace(ctx.pool), placement);
       if (options.sample_s > 0) p.run();  // for once, rough will do
+      const double pace_before = pace();
       const double start = NowSeconds();
       int64_t runs = 0;
       do p.run(), ++runs;
       while (NowSeconds() - start < options.sample_s);
-      p.samples.Add((NowSeconds() - start) / static_cast<double>(runs) * paces.values.back(), placement);
+      const double run_s = (NowSeconds() - start) / static_cast<double>(runs);
+      p.samples.Add(run_s * (pace_before + pace()) / 2, placement);
       ctx.arena.Reset();
     }
   };

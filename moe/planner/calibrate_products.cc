@@ -12,6 +12,7 @@ namespace moe {
 namespace {
 
 constexpr std::array<int64_t, 17> kRows = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024};
+constexpr double kManyRows = 48;  // of fewer the rate climbs from one number to the next
 constexpr std::array<int64_t, 7> kGradRows = {1, 4, 16, 64, 256, 512, 1024};
 // Two lengths of the contraction tell what comes once per panel from what comes with every input.
 constexpr int64_t kShort = 256, kLong = 1024, kOutputs = 1024;
@@ -41,7 +42,8 @@ std::shared_ptr<Operands> Make(DType format, ProductKind kind, int64_t K, ExecCo
 }
 
 // step_s from the difference, panel_s from what is left; neither falls as rows grow.
-ProductCost CostOf(DType format, ProductKind kind, const KindTimes& times) {
+ProductCost CostOf(DType format, ProductKind kind, const KindTimes& measured) {
+  const KindTimes times{MiddleRates({measured.short_s}, kManyRows).points, MiddleRates({measured.long_s}, kManyRows).points};
   ProductCost cost{.format = format, .kind = kind};
   constexpr double kPanels = static_cast<double>(kOutputs) / kPanel;
   for (size_t i = 0; i < times.short_s.size(); ++i) {

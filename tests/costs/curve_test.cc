@@ -93,5 +93,22 @@ TEST(Curve, WhatIsInOrderStaysAsItIs) {
   }
 }
 
+TEST(Curve, MiddleRatesLeaveOutSinglePointsOfManyRows) {
+  // A rate that climbs until 4 rows and then stays at one row a second; 2 and 16 rows took twice as long as they should.
+  const Curve times{{{1, 4}, {2, 8}, {4, 4}, {8, 8}, {16, 32}, {32, 32}, {64, 64}}};
+  const std::vector<double> expected = {4, 8, 4, 8, 16, 32, 64};
+  const Curve middle = MiddleRates(times, 4);
+  ASSERT_EQ(middle.points.size(), times.points.size());
+  for (size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_EQ(middle.points[i].x, times.points[i].x);
+    EXPECT_EQ(middle.points[i].y, expected[i]) << i;
+  }
+  // Rates that only climb, or only fall, stay as they are; so do the ends.
+  const Curve climbing{{{64, 64}, {128, 120}, {256, 230}}}, ends{{{64, 300}, {128, 128}}};
+  for (size_t i = 0; i < 3; ++i) EXPECT_EQ(MiddleRates(climbing, 1).points[i].y, climbing.points[i].y);
+  for (size_t i = 0; i < 2; ++i) EXPECT_EQ(MiddleRates(ends, 1).points[i].y, ends.points[i].y);
+  EXPECT_TRUE(MiddleRates({}, 1).empty());
+}
+
 }  // namespace
 }  // namespace moe
