@@ -12,6 +12,8 @@ namespace {
 constexpr int64_t kChunk = 256;  // steps of the contraction at a time; the sums of each go on from those of the one before it
 // What an item lays out at a time: panels, times steps, that stay in L2; tiles, times steps, that are read once.
 constexpr int64_t kPanelSteps = 16 * kChunk, kTileSteps = 128 * kChunk;
+// Of so few steps, and fewer, laying x out again costs less than to leave a row of d_w before its end.
+constexpr int64_t kWholeRowSteps = 8;
 constexpr int64_t kAhead = 4;  // steps from what is laid out to what is asked of memory
 // A cache line more than they need lies between the columns of tiles and the panels: at a power of two they would share a few
 // sets of the caches.
@@ -69,10 +71,20 @@ int64_t Steps(const WeightGradProblem& p) {
 
 WorkShape ShapeOf(const WeightGradProblem& p, const KernelTable& k) {
   const int64_t steps = Steps(p), at_once = std::clamp<int64_t>(steps, 1, kChunk);
-  return {.tiles = steps == 0 ? 0 : CeilDiv(p.d_w.rows, k.max_rows),
-          .panels = CeilDiv(p.d_w.cols, kPanel),
-          .steps = steps,
-          .limits = {.tiles = kTileSteps / at_once, .panels = kPanelSteps / at_once, .least = 48}};
+  return {
+      .tiles = steps == 0 ? 0 : CeilDiv(p.d_w.rows, k.max_rows),
+      .panels = CeilDiv(p.d_w.cols, kPanel),
+      .steps = steps,
+      .limits = {
+          .tiles = kTileSteps / at_once, .panels = kPanelSteps / at_once, .least = 48, .whole_rows = steps <= kWholeRowSteps}};
+}
+
+// Of `rows` rows of d_w, `panels` panels wide, one of as many parts as there are panels, in the order in which they lie: memory
+// streams what it is asked for in order, and would be at as many places as a tile has rows otherwise.
+[[gnu::always_inline]] inline void AskForPart(MatView<float> d_w, int64_t row, int64_t rows, int64_t column, int64_t panels,
+                                              int64_t part) {
+  for (int64_t i = part * rows; i < (part + 1) * rows; ++i)
+    AskFor(d_w.row(row + i / panels) + column + i % panels * kPanel, kPanel * int64_t{sizeof(float)});
 }
 
 void RunItem(const WeightGradProblem& p, const WorkItem& item, const Scratch& scratch, const KernelTable& k) {
@@ -94,17 +106,13 @@ void RunItem(const WeightGradProblem& p, const WorkItem& item, const Scratch& sc
         const bool direct = columns == kPanel;
         float* c = direct ? p.d_w.row(row) + column : scratch.tile;
         const int64_t ldc = direct ? p.d_w.stride : kPanel;
-        TileHints hints;
-        if (panel + 1 < item.panels) {
-          hints.c = p.d_w.row(row) + column + kPanel;
-        } else if (i + 1 < item.tiles) {
-          hints.c = p.d_w.row(row + k.max_rows) + column0;
-        }
+        AskForPart(p.d_w, row + k.max_rows, std::min(k.max_rows, row0 + num_rows - row - k.max_rows), column0, item.panels,
+                   panel);
         if (p.format == DType::kBf16) {
-          k.outer_bf16(rows, steps, a, k.max_rows, b, kPanel, c, ldc, direct, hints);
+          k.outer_bf16(rows, steps, a, k.max_rows, b, kPanel, c, ldc, direct, {});
         } else {
           k.outer_f32(rows, steps, reinterpret_cast<const float*>(a), k.max_rows, reinterpret_cast<const float*>(b), kPanel, c,
-                      ldc, direct, hints);
+                      ldc, direct, {});
         }
         if (direct) continue;
         for (int64_t r = 0; r < rows; ++r) k.add(c + r * kPanel, columns, p.d_w.row(row + r) + column);

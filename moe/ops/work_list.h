@@ -10,9 +10,10 @@
 namespace moe {
 
 // What an item may have: tiles below each other, so that their rows stay in L2 across panels, and panels beside each other.
-// `least` tiles in all are not split further.
+// `least` tiles in all are not split further. whole_rows: panels are split only of a single tile.
 struct WorkLimits {
   int64_t tiles, panels, least = 1;
+  bool whole_rows = false;
 };
 
 // Of one problem: tiles below each other, panels beside each other, steps of the contraction, what its items may have.
@@ -28,20 +29,22 @@ struct WorkItem {
   int64_t work;
 };
 
-// Halves `item` along its longer side until no part has more work than `largest()`, and hands the parts to `add` in order.
+// Halves `item`, along its longer side or as `limits` say, until no part has more work than `largest()`, and hands the parts to
+// `add` in order.
 template <class Largest, class Add>
-void SplitItem(const WorkItem& item, int64_t tile_rows, int64_t least, Largest&& largest, Add&& add) {
-  if (item.work <= largest() || int64_t{item.tiles} * item.panels <= least) return add(item);
+void SplitItem(const WorkItem& item, int64_t tile_rows, const WorkLimits& limits, Largest&& largest, Add&& add) {
+  if (item.work <= largest() || int64_t{item.tiles} * item.panels <= limits.least) return add(item);
   WorkItem first = item, second = item;
-  if (item.panels == 1 || (item.tiles > 1 && item.tiles * tile_rows > item.panels * kPanel)) {
+  const bool tall = limits.whole_rows || item.tiles * tile_rows > item.panels * kPanel;
+  if (item.panels == 1 || (item.tiles > 1 && tall)) {
     first.tiles = item.tiles / 2, second.tiles = item.tiles - first.tiles, second.tile += first.tiles;
   } else {
     first.panels = item.panels / 2, second.panels = item.panels - first.panels, second.panel += first.panels;
   }
   const int64_t unit = item.work / (int64_t{item.tiles} * item.panels);
   first.work = unit * first.tiles * first.panels, second.work = unit * second.tiles * second.panels;
-  SplitItem(first, tile_rows, least, largest, add);
-  SplitItem(second, tile_rows, least, largest, add);
+  SplitItem(first, tile_rows, limits, largest, add);
+  SplitItem(second, tile_rows, limits, largest, add);
 }
 
 // The work of all problems, largest items first. Items are as large as they can be, since operands are laid out anew for each,
@@ -68,7 +71,7 @@ std::span<WorkItem> MakeWorkList(int64_t num_problems, Shape&& shape, ExecContex
           const int64_t panel = s.panels * c / columns, panels = s.panels * (c + 1) / columns - panel;
           const WorkItem whole{static_cast<int32_t>(i),    static_cast<int32_t>(panel), static_cast<int32_t>(panels),
                                static_cast<int32_t>(tile), static_cast<int32_t>(tiles), tiles * panels * (s.steps + 1)};
-          SplitItem(whole, ctx.kernels.max_rows, s.limits.least, largest,
+          SplitItem(whole, ctx.kernels.max_rows, s.limits, largest,
                     [&](const WorkItem& item) { rest -= item.work, add(item); });
         }
       }
@@ -87,8 +90,9 @@ std::span<WorkItem> MakeWorkList(int64_t num_problems, Shape&& shape, ExecContex
   return items;
 }
 
-// Memory that will be read soon.
-inline void AskFor(const void* from, int64_t bytes) {
+// Memory that will be read soon. Inlined, as everything made of it must be: g++ 12 takes a function that does nothing but ask
+// for one without effects, and leaves calls of it out.
+[[gnu::always_inline]] inline void AskFor(const void* from, int64_t bytes) {
   constexpr int64_t kLine = 64;
   for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(static_cast<const std::byte*>(from) + at, 0, 2);
 }

@@ -13,10 +13,11 @@ int64_t Size(const WorkItem& item) {
   return int64_t{item.tiles} * item.panels;
 }
 
-std::vector<WorkItem> Split(WorkItem item, int64_t tile_rows, int64_t least, int64_t largest) {
+std::vector<WorkItem> Split(WorkItem item, int64_t tile_rows, int64_t least, int64_t largest, bool whole_rows = false) {
   std::vector<WorkItem> parts;
   SplitItem(
-      item, tile_rows, least, [&] { return largest; }, [&](const WorkItem& part) { parts.push_back(part); });
+      item, tile_rows, {.least = least, .whole_rows = whole_rows}, [&] { return largest; },
+      [&](const WorkItem& part) { parts.push_back(part); });
   return parts;
 }
 
@@ -53,6 +54,16 @@ TEST(SplitItem, HalvesTheLongerSideAndKeepsTheOrder) {
     EXPECT_EQ(halves[i].tiles, 4);
     EXPECT_EQ(halves[i].panels, 2);
   }
+}
+
+TEST(SplitItem, WholeRowsStayWholeUntilOneTileIsLeft) {
+  const auto rows = Split({.panels = 64, .tiles = 4, .work = 256}, 12, 1, 64, true);
+  ASSERT_EQ(rows.size(), 4u);
+  for (int32_t i = 0; i < 4; ++i) EXPECT_EQ(rows[static_cast<size_t>(i)].tile, i);
+  for (const WorkItem& part : rows) EXPECT_EQ(part.panels, 64);
+  const auto parts = Split({.panels = 64, .tiles = 2, .work = 128}, 12, 1, 32, true);
+  ASSERT_EQ(parts.size(), 4u);
+  for (const WorkItem& part : parts) EXPECT_EQ(part.tiles * 100 + part.panels, 132);
 }
 
 TEST(SplitItem, EndsAtTheLargestWorkOrTheLeastTiles) {
