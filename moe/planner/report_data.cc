@@ -227,11 +227,12 @@ HtmlTable ErrorTable(const Verification& v) {
 }
 
 HtmlTable CheckTable(const Verification& v) {
-  HtmlTable table{.caption = "Boundaries of the curves, as batches", .head = {"", "predicted", "measured", "factor"}};
+  HtmlTable table{.caption = "Boundaries of the curves, as batches",
+                  .head = {"", "predicted", "measured", "within its own error", "factor"}};
   const auto side = [](const std::optional<double>& batch) { return batch ? fmt::format("{:.1f}", *batch) : "–"; };
   for (const BoundaryCheck& b : v.boundaries) {
-    table.rows.push_back(
-        {b.name, side(b.predicted), side(b.measured), fmt::format("{}{:.2f}", b.exact() ? "" : "at least ", b.factor())});
+    table.rows.push_back({b.name, side(b.predicted), side(b.measured), fmt::format("{:.1f} to {:.1f}", b.from, b.to),
+                          fmt::format("{}{:.2f}", b.exact() ? "" : "at least ", b.factor())});
   }
   return table;
 }

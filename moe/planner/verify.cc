@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <tuple>
+#include <utility>
 
 #include "moe/planner/sweep_report.h"
 
@@ -71,25 +73,54 @@ std::optional<double> Passes(std::span<const int64_t> batches, std::span<const d
   return rises.empty() ? std::nullopt : std::optional(rises.back());
 }
 
-void Check(BoundaryCheck check, std::vector<BoundaryCheck>& out) {
-  if (check.predicted || check.measured) out.push_back(std::move(check));
+std::vector<double> Times(std::span<const double> curve, double factor) {
+  std::vector<double> out(curve.begin(), curve.end());
+  for (double& y : out) y *= factor;
+  return out;
 }
 
-std::vector<BoundaryCheck> BoundaryChecks(std::span<const int64_t> batches, const SpeedUps& total, const SpeedUps& active) {
+// Batches between which the least of a curve may lie that is known within `error`.
+std::pair<double, double> RangeOfLeast(std::span<const int64_t> batches, std::span<const double> curve, double error) {
+  const auto at = static_cast<size_t>(std::ranges::min_element(curve) - curve.begin());
+  const double level = curve[at] * (1 + error);
+  const auto left = Crossings(batches.first(at + 1), curve.first(at + 1), level);
+  const auto right = Crossings(batches.subspan(at), curve.subspan(at), level);
+  return {left.empty() ? static_cast<double>(batches.front()) : left.back(),
+          right.empty() ? static_cast<double>(batches.back()) : right.front()};
+}
+
+std::vector<BoundaryCheck> BoundaryChecks(std::span<const int64_t> batches, const SpeedUps& total, const SpeedUps& active,
+                                          double repeat_error) {
   std::vector<BoundaryCheck> out;
   if (batches.empty()) return out;
   const auto first = static_cast<double>(batches.front()), last = static_cast<double>(batches.back());
+  // `passes`: of a curve, the batch at which it passes the level, if it does.
+  const auto check = [&](const char* name, const SpeedUps& curves, double level, bool falls, auto&& passes) {
+    BoundaryCheck b{name, passes(curves.predicted), passes(curves.measured), falls ? first : last};
+    if (!b.predicted && !b.measured) return;
+    // A curve that does not has done so before the first batch, or will after the last.
+    const auto at = [&](const std::vector<double>& curve) {
+      const bool passed = falls ? curve.front() <= level : std::ranges::min(curve) >= level;
+      return passes(curve).value_or(passed ? first : last);
+    };
+    const double low = at(Times(curves.measured, 1 - repeat_error)), high = at(Times(curves.measured, 1 + repeat_error));
+    b.from = std::min(low, high), b.to = std::max(low, high);
+    out.push_back(std::move(b));
+  };
   if (!total.predicted.empty()) {
     for (const bool falls : {true, false}) {
-      Check({falls ? "speed-up over equal total falls below 1.25" : "speed-up over equal total rises above 1.25",
-             Passes(batches, total.predicted, falls), Passes(batches, total.measured, falls), falls ? first : last},
-            out);
+      check(falls ? "speed-up over equal total falls below 1.25" : "speed-up over equal total rises above 1.25", total, kGain,
+            falls, [&](const std::vector<double>& curve) { return Passes(batches, curve, falls); });
     }
   }
   if (!active.predicted.empty()) {
-    const auto predicted = ActiveCrossings(batches, active.predicted), measured = ActiveCrossings(batches, active.measured);
-    Check({"speed-up over equal active is least", At(predicted, 0), At(measured, 0), last}, out);
-    Check({"speed-up over equal active is back at 0.8", At(predicted, 1), At(measured, 1), last}, out);
+    const auto crossing = [&](size_t i) {
+      return [&, i](const std::vector<double>& curve) { return At(ActiveCrossings(batches, curve), i); };
+    };
+    const size_t before = out.size();
+    check("speed-up over equal active is least", active, 1, false, crossing(0));
+    if (out.size() > before) std::tie(out.back().from, out.back().to) = RangeOfLeast(batches, active.measured, repeat_error);
+    check("speed-up over equal active is back at 0.8", active, 0.8, false, crossing(1));
   }
   return out;
 }
@@ -113,6 +144,11 @@ FlopGain GainAt(const SweepRow& row, const std::vector<CellPrediction>& cells, s
 double BoundaryCheck::factor() const {
   const double a = predicted.value_or(edge), b = measured.value_or(edge);
   return std::max(a / b, b / a);
+}
+
+bool BoundaryCheck::within_repeats() const {
+  const double batch = predicted.value_or(edge);
+  return from <= batch && batch <= to;
 }
 
 Verification Verify(const SweepReport& report, const MachineProfile& machine) {
@@ -149,7 +185,7 @@ Verification Verify(const SweepReport& report, const MachineProfile& machine) {
   v.cached = Summarise(report, v, &CellPrediction::cached);
 
   v.profile_handover_s = machine.handover_s;
-  v.boundaries = BoundaryChecks(batches, total, active);
+  v.boundaries = BoundaryChecks(batches, total, active, v.repeat_error);
   v.closed_forms =
       BoundariesOf(report.subjects[0].config, machine, report.format, static_cast<double>(SizeOf(report.format)), report.phase);
   if (total.predicted.empty()) return v;

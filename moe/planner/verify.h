@@ -31,9 +31,14 @@ struct BoundaryCheck {
   std::string name;                           // "speed-up over equal total falls below 1.25"
   std::optional<double> predicted, measured;  // batch; one of them is there
   double edge = 0;
+  // Where the measured one may lie: where the curve passes, all of it higher or lower by the sweep's own repeat error; an end
+  // of the sweep where it then does not. Far apart where a flat curve grazes the level.
+  double from = 0, to = 0;
   bool exact() const { return predicted && measured; }
   // Of the larger over the smaller; unless exact(), at least so much.
   double factor() const;
+  // No measurement of this sweep's error can tell the predicted one from the measured one.
+  bool within_repeats() const;
 };
 
 // At the largest batch: how many times as fast as the equal-total twin, and how many times fewer multiply-adds.

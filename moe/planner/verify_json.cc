@@ -61,8 +61,13 @@ void AddVerification(const SweepReport& report, const Verification& v, nlohmann:
   if (v.closed_forms.b_m > 0) sweep["b_m"] = v.closed_forms.b_m;
   sweep["boundaries"] = nlohmann::json::array();
   for (const BoundaryCheck& b : v.boundaries) {
-    sweep["boundaries"].push_back(
-        {{"name", b.name}, {"predicted", BatchJson(b.predicted)}, {"measured", BatchJson(b.measured)}, {"factor", b.factor()}});
+    sweep["boundaries"].push_back({{"name", b.name},
+                                   {"predicted", BatchJson(b.predicted)},
+                                   {"measured", BatchJson(b.measured)},
+                                   {"factor", b.factor()},
+                                   {"measured_from", b.from},
+                                   {"measured_to", b.to},
+                                   {"within_repeats", b.within_repeats()}});
   }
   if (!v.whole) return;
   sweep["plateau_in_theory"] = v.closed_forms.plateau();

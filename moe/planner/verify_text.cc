@@ -109,8 +109,9 @@ std::string VerifyText(const SweepReport& report, const Verification& v) {
     const auto side = [&](const char* verb, const std::optional<double>& batch) {
       return batch ? fmt::format("{} at batch {:.1f}", verb, *batch) : fmt::format("not {} among these batches", verb);
     };
-    text += fmt::format("- {}: {}, {}, a factor of {}{:.2f}\n", b.name, side("predicted", b.predicted),
-                        side("measured", b.measured), b.exact() ? "" : "at least ", b.factor());
+    text += fmt::format("- {}: {}, {}, a factor of {}{:.2f}; {:.1f} to {:.1f} within the sweep's own error\n", b.name,
+                        side("predicted", b.predicted), side("measured", b.measured), b.exact() ? "" : "at least ", b.factor(),
+                        b.from, b.to);
   }
   for (const std::string& finding : Findings(report, v)) text += "- " + finding + "\n";
   const auto unnamed = std::count(v.named.begin(), v.named.end(), uint8_t{0});

@@ -110,6 +110,68 @@ TEST(Verify, AnUnsteadySweepMayMissByMore) {
   for (const uint8_t named : v.named) EXPECT_TRUE(named);
 }
 
+// The boundary of that name, of a sweep whose equal-total twin takes ratio(batch) times as long as the model.
+template <class Ratio>
+BoundaryCheck MeasuredBoundary(const std::string& name, double repeat_error, Ratio&& ratio) {
+  const MachineProfile machine = FakeMachine();
+  SweepReport report = FakeSweep(machine, 1, 1);
+  for (SweepRow& row : report.rows) {
+    for (SweepCell& cell : row.cells) cell.repeat_error = repeat_error;
+    row.cells[2].s_per_step = ratio(static_cast<double>(row.batch)) * row.cells[0].s_per_step;
+  }
+  const Verification v = Verify(report, machine);
+  for (const BoundaryCheck& b : v.boundaries) {
+    if (b.name == "speed-up over equal total " + name) return b;
+  }
+  ADD_FAILURE() << "no boundary " << name;
+  return {};
+}
+
+TEST(Verify, ASteepBoundaryIsKnownWellAndAFlatOneIsNot) {
+  // Twice as much at every batch until 64: 10 % of it is 0.1 in the logarithm of the batch.
+  const auto steep = [](double batch) { return batch <= 64 ? batch / 16 : 4.0; };
+  const BoundaryCheck rises = MeasuredBoundary("rises above 1.25", 0.1, steep);
+  ASSERT_TRUE(rises.measured);
+  EXPECT_NEAR(*rises.measured, 16 * std::pow(2, 0.25), 1e-9);
+  EXPECT_NEAR(rises.from, 16 * std::pow(2, 1.25 / 1.1 - 1), 1e-9);
+  EXPECT_NEAR(rises.to, 16 * std::pow(2, 1.25 / 0.9 - 1), 1e-9);
+  // 1.2 from 8 to 32, 1.3 before: a tenth more and it never falls, a tenth less and it has fallen before the first batch.
+  const auto flat = [](double batch) { return batch < 8 ? 1.3 : batch <= 32 ? 1.2 : 4; };
+  const BoundaryCheck falls = MeasuredBoundary("falls below 1.25", 0.1, flat);
+  ASSERT_TRUE(falls.measured);
+  EXPECT_NEAR(*falls.measured, 4 * std::sqrt(2), 1e-9);
+  EXPECT_EQ(falls.from, 1);
+  EXPECT_EQ(falls.to, 4096);
+  const BoundaryCheck sure = MeasuredBoundary("falls below 1.25", 0, flat);
+  EXPECT_EQ(sure.from, *sure.measured);
+  EXPECT_EQ(sure.to, *sure.measured);
+}
+
+TEST(Verify, TheRangeOfABoundarySaysWhetherThePredictedOneIsInIt) {
+  BoundaryCheck b{.predicted = 8, .measured = 12, .edge = 1, .from = 9, .to = 20};
+  EXPECT_FALSE(b.within_repeats());
+  b.from = 8;
+  EXPECT_TRUE(b.within_repeats());
+  b.predicted = std::nullopt, b.from = 2;
+  EXPECT_FALSE(b.within_repeats());  // beyond the end of the sweep
+}
+
+TEST(Verify, TheLeastOfAFlatValleyMayBeAnywhereInIt) {
+  const MachineProfile machine = FakeMachine();
+  SweepReport report = FakeSweep(machine, 1, 1);
+  for (SweepRow& row : report.rows) {
+    for (SweepCell& cell : row.cells) cell.repeat_error = 0.05;
+    const double batch = static_cast<double>(row.batch), ratio = batch < 4 || batch > 64 ? 0.9 : batch == 16 ? 0.49 : 0.5;
+    row.cells[1].s_per_step = ratio * row.cells[0].s_per_step;
+  }
+  const Verification v = Verify(report, machine);
+  const auto least = std::ranges::find(v.boundaries, "speed-up over equal active is least", &BoundaryCheck::name);
+  ASSERT_NE(least, v.boundaries.end());
+  // Until 0.49 * 1.05 on the way up.
+  EXPECT_NEAR(least->from, 4 / std::pow(2, (0.49 * 1.05 - 0.5) / 0.4), 1e-9);
+  EXPECT_NEAR(least->to, 64 * std::pow(2, (0.49 * 1.05 - 0.5) / 0.4), 1e-9);
+}
+
 TEST(Verify, ABoundaryOfOneCurveAloneIsKept) {
   const MachineProfile machine = FakeMachine();
   SweepReport report = FakeSweep(machine, 1, 1);
