@@ -1,6 +1,8 @@
 #pragma once
 // A plan, and a sweep whose times are a prediction's with known errors.
 
+#include <numeric>
+
 #include "moe/planner/report_html.h"
 #include "testing/tiny_model.h"
 
@@ -15,7 +17,7 @@ inline Plan PlanOfTiny(const std::string& name = "tiny") {
   return MakePlan(name, config, BuiltInMachine("a100-80g").value(), {.context = 16}).value();
 }
 
-// Measured times are `miss` times the plan's; parts as predicted, a tenth of the step waited for.
+// Measured times are `miss` times the plan's; parts in the proportions predicted, all of the step, a tenth of it waited for.
 inline SweepReport SweepOfPlan(const Plan& plan, double miss) {
   SweepReport sweep{.context = plan.options.context, .cpu = "Test CPU", .isa = "avx2", .threads = 2, .seconds = 20};
   sweep.routing.kind = SweepRouting::kUniform;
@@ -38,7 +40,9 @@ inline SweepReport SweepOfPlan(const Plan& plan, double miss) {
       if (subject.config.has_experts()) model.chances = sweep.chances;
       const StepTime time = Predict(model, {.batch = batch, .context = sweep.context}, {plan.machine});
       SweepCell cell{.s_per_step = time.s * miss, .s_min = time.s, .s_max = 2 * time.s, .repeat_error = 0.02, .steps = 7};
-      cell.part_s = time.part_s, cell.wait_s = 0.1 * cell.s_per_step;
+      const double all = std::accumulate(time.part_s.begin(), time.part_s.end(), 0.0);
+      for (size_t p = 0; p < cell.part_s.size(); ++p) cell.part_s[p] = time.part_s[p] / all * cell.s_per_step;
+      cell.wait_s = 0.1 * cell.s_per_step;
       cell.distinct_experts.assign(subject.config.layers.size(), time.distinct_experts);
       cell.cost = {time.bytes, time.flop};
       row.cells.push_back(cell);

@@ -47,8 +47,10 @@ TEST(ReportPage, OfAVerifiedSweepIsDrawnWithLabelsAndTooltips) {
   const auto shown = ShowPage(dir / "page.html", std::string(kCountInk) + R"(
     const canvases = [...document.querySelectorAll('canvas')], tips = [];
     for (const canvas of canvases) {
-      const chart = Chart.getChart(canvas), point = chart.getDatasetMeta(0).data[2], box = canvas.getBoundingClientRect();
-      const at = {clientX: box.left + point.x, clientY: box.top + point.y + (chart.config.type == 'bar' ? 3 : 0), bubbles: true};
+      const chart = Chart.getChart(canvas), bars = chart.config.type == 'bar', box = canvas.getBoundingClientRect();
+      const of = bars ? chart.data.datasets.findIndex(d => d.label.startsWith('experts')) : 0;  // others are too flat to point at
+      const point = chart.getDatasetMeta(of).data[2];
+      const at = {clientX: box.left + point.x, clientY: box.top + point.y + (bars ? 3 : 0), bubbles: true};
       canvas.dispatchEvent(new MouseEvent('mousemove', at));
     }
     requestAnimationFrame(() => {
